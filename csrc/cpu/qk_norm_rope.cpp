@@ -1,0 +1,250 @@
+// qk_norm_rope on the CPU: RMS normalisation, weight and rotation of a row while it is in L1.
+#include <cstdlib>
+
+#include "rows.h"
+
+namespace saccade::cpu::SACCADE_ISA {
+
+namespace {
+
+struct Scratch {  // plain malloc: no container code in this translation unit (vec.h says why)
+  float* data;
+  explicit Scratch(int64_t floats) : data(static_cast<float*>(std::aligned_alloc(64, (floats * 4 + 63) / 64 * 64))) {
+    std::memset(data, 0, static_cast<size_t>(floats) * 4);
+  }
+  ~Scratch() { std::free(data); }
+  Scratch(const Scratch&) = delete;
+};
+
+float element(const void* p, Dtype dtype, int64_t i) {
+  switch (dtype) {
+    case Dtype::kFloat16:
+      return to_float(static_cast<const Half*>(p)[i]);
+    case Dtype::kBFloat16:
+      return to_float(static_cast<const BFloat16*>(p)[i]);
+    default:
+      return static_cast<const float*>(p)[i];
+  }
+}
+
+// Weights in lane order: one row, or one per head. No weight means 1.
+template <class T, bool kInterleaved>
+void load_weights(const NormArgs& args, const void* weight, int64_t heads, const RowLayout& layout, float* out) {
+  float columns[512];
+  const int64_t rows = args.row ? heads : 1, d = args.rope.head_dim;
+  for (int64_t h = 0; h < rows; ++h) {
+    for (int64_t i = 0; i < d; ++i) columns[i] = weight ? element(weight, args.weight_dtype, h * d + i) : 1.0f;
+    Rows<T, kInterleaved>::from_columns(layout, columns, out + h * layout.length());
+  }
+}
+
+Angles all_pairs(Angles a) {  // identity pairs are normalised too, so the table spans every pair
+  a.begin = 0;
+  a.end = a.pairs;
+  return a;
+}
+
+float inverse_rms(float sum_of_squares, int64_t count, double eps) {
+  return 1.0f / std::sqrt(sum_of_squares / static_cast<float>(count) + static_cast<float>(eps));
+}
+
+// ---- forward ---------------------------------------------------------------------------------------------------------
+template <class T, bool kInterleaved>
+struct Forward {
+  using R = Rows<T, kInterleaved>;
+  const NormArgs& args;
+  const RopeArgs& rope;
+  RowLayout l;
+  int64_t batch, token;
+  int count;
+
+  static const T* in(const Heads& h, int64_t b, int64_t head, int64_t t) {
+    return static_cast<const T*>(h.x) + b * h.x_stride[0] + head * h.x_stride[1] + t * h.x_stride[2];
+  }
+  static T* out(const Heads& h, int64_t b, int64_t head, int64_t t) {
+    return static_cast<T*>(h.y) + b * h.y_stride[0] + head * h.y_stride[1] + t * h.y_stride[2];
+  }
+
+  // body(head, t) in the order of memory
+  template <class F>
+  void each(const Heads& h, int64_t begin, int64_t end, F&& body) const {
+    if (h.x_stride[1] >= h.x_stride[2]) {
+      for (int64_t head = begin; head < end; ++head)
+        for (int t = 0; t < count; ++t) body(head, t);
+    } else {
+      for (int t = 0; t < count; ++t)
+        for (int64_t head = begin; head < end; ++head) body(head, t);
+    }
+  }
+
+  void run(const Heads& heads, const void* weight, Table& table, const Order& order, const Angles& angles) {
+    if (heads.heads == 0) return;
+    Scratch weights((args.row ? heads.heads : 1) * l.length());
+    load_weights<T, kInterleaved>(args, weight, heads.heads, l, weights.data);
+    alignas(64) float row[kMaxRow];
+    float r[kTileTokens] = {};
+    if (args.row) {
+      each(heads, 0, heads.heads, [&](int64_t head, int t) {
+        R::load(l, in(heads, batch, head, token + t), row);
+        r[t] += dot(row, row, l.length());
+      });
+      for (int t = 0; t < count; ++t) r[t] = inverse_rms(r[t], heads.heads * rope.head_dim, args.eps);
+    }
+    const int64_t per_group = heads.heads / angles.groups;
+    for (int64_t group = 0; group < angles.groups; ++group) {
+      if (angles.groups > 1) table.fill(angles, order, group, batch, token, count);
+      each(heads, group * per_group, (group + 1) * per_group, [&](int64_t head, int t) {
+        const T* x = in(heads, batch, head, token + t);
+        const float* w = weights.data + (args.row ? head * l.length() : 0);
+        R::load(l, x, row);
+        const float inverse = args.row ? r[t] : inverse_rms(dot(row, row, l.length()), rope.head_dim, args.eps);
+        for (int i = 0; i < l.length(); i += kLanes)
+          store_raw(row + i, load_raw<VecF>(row + i) * inverse * load_raw<VecF>(w + i));
+        rotate_slots(row, table, t);
+        R::store(l, row, out(heads, batch, head, token + t));
+      });
+    }
+  }
+};
+
+template <class T, bool kInterleaved>
+void forward(const NormArgs& args, int64_t item) {
+  const RopeArgs& rope = args.rope;
+  const int64_t tiles_per_batch = (rope.tokens + kTileTokens - 1) / kTileTokens;
+  const int64_t token = item % tiles_per_batch * kTileTokens;
+  const int64_t left = rope.tokens - token;
+  Forward<T, kInterleaved> f{args,
+                             rope,
+                             Rows<T, kInterleaved>::layout(rope.head_dim, rope.angles.pairs),
+                             item / tiles_per_batch,
+                             token,
+                             static_cast<int>(left < kTileTokens ? left : kTileTokens)};
+  const Angles angles = all_pairs(rope.angles);
+  const Order order = Order::of<Chunk<T, kInterleaved>>(angles.pairs);
+  Table table;
+  if (angles.groups == 1) table.fill(angles, order, 0, f.batch, f.token, f.count);
+  f.run(rope.q, args.q_weight, table, order, angles);
+  f.run(rope.k, args.k_weight, table, order, angles);
+}
+
+// ---- backward --------------------------------------------------------------------------------------------------------
+// With n = x r and z = n w rotated to y: dz = inverse rotation of dy, dw += dz n, g = dz w, dx = r (g - n mean(g n)).
+template <class T, bool kInterleaved>
+void backward_heads(const NormGradArgs& args, const Heads& heads, const void* weight, const void* dy, const int64_t* dy_stride,
+                    int64_t block, int64_t blocks, float* partial) {
+  using R = Rows<T, kInterleaved>;
+  if (heads.heads == 0) return;
+  const NormArgs& norm = args.norm;
+  const RopeArgs& rope = norm.rope;
+  const Angles angles = all_pairs(rope.angles);
+  const Order order = Order::of<Chunk<T, kInterleaved>>(angles.pairs);
+  const RowLayout l = R::layout(rope.head_dim, angles.pairs);
+  const int length = l.length();
+  const int64_t weight_rows = norm.row ? heads.heads : 1, h_count = heads.heads;
+  Scratch weights(weight_rows * length), dweights(weight_rows * length), x_rows(h_count * length), g_rows(h_count * length);
+  load_weights<T, kInterleaved>(norm, weight, h_count, l, weights.data);
+  const int64_t rows = rope.batch * rope.tokens, from = rows * block / blocks, to = rows * (block + 1) / blocks;
+  const int64_t per_group = h_count / angles.groups;
+  Scratch steps_memory(static_cast<int64_t>(sizeof(Steps) / 4) * angles.groups + 16);
+  Steps* steps = reinterpret_cast<Steps*>(steps_memory.data);
+  for (int64_t g = 0; g < angles.groups; ++g) steps[g].load(angles, order, g);
+  alignas(64) float cos[kMaxPairs + 2 * kLanes], sin[kMaxPairs + 2 * kLanes];
+  for (int64_t at = from; at < to; ++at) {
+    const int64_t batch = at / rope.tokens, token = at % rope.tokens;
+    const T* x = static_cast<const T*>(heads.x) + batch * heads.x_stride[0] + token * heads.x_stride[2];
+    const T* d = static_cast<const T*>(dy) + batch * dy_stride[0] + token * dy_stride[2];
+    T* dx = static_cast<T*>(heads.y) + batch * heads.y_stride[0] + token * heads.y_stride[2];
+    float squares = 0;
+    for (int64_t h = 0; h < h_count; ++h) {
+      float* row = x_rows.data + h * length;
+      R::load(l, x + h * heads.x_stride[1], row);
+      const float own = dot(row, row, length);
+      if (norm.row) {
+        squares += own;
+        continue;
+      }
+      const float r = inverse_rms(own, rope.head_dim, norm.eps);
+      for (int i = 0; i < length; i += kLanes) store_raw(row + i, load_raw<VecF>(row + i) * r);
+      g_rows.data[h * length] = r;  // read back below, before g takes its place
+    }
+    const float row_r = norm.row ? inverse_rms(squares, h_count * rope.head_dim, norm.eps) : 0.0f;
+    if (norm.row)
+      for (int64_t i = 0; i < h_count * length; i += kLanes)
+        store_raw(x_rows.data + i, load_raw<VecF>(x_rows.data + i) * row_r);
+    float row_dot = 0;
+    for (int64_t h = 0; h < h_count; ++h) {
+      if (h % per_group == 0) fill_token(angles, steps[h / per_group], order.slots, batch, token, cos, sin);
+      const float* n = x_rows.data + h * length;
+      float* g = g_rows.data + h * length;
+      const float r = norm.row ? row_r : g[0];
+      R::load(l, d + h * dy_stride[1], g);
+      rotate_slots<true>(g, order.slots, cos, sin);
+      float* dw = dweights.data + (norm.row ? h * length : 0);
+      const float* w = weights.data + (norm.row ? h * length : 0);
+      for (int i = 0; i < length; i += kLanes) {
+        const VecF dz = load_raw<VecF>(g + i);
+        store_raw(dw + i, load_raw<VecF>(dw + i) + dz * load_raw<VecF>(n + i));
+        store_raw(g + i, dz * load_raw<VecF>(w + i));
+      }
+      const float own = dot(g, n, length);
+      if (norm.row) {
+        row_dot += own;
+        continue;
+      }
+      const float mean = own / static_cast<float>(rope.head_dim);
+      for (int i = 0; i < length; i += kLanes) store_raw(g + i, (load_raw<VecF>(g + i) - load_raw<VecF>(n + i) * mean) * r);
+      R::store(l, g, dx + h * heads.y_stride[1]);
+    }
+    if (!norm.row) continue;
+    const float mean = row_dot / static_cast<float>(h_count * rope.head_dim);
+    for (int64_t h = 0; h < h_count; ++h) {
+      const float* n = x_rows.data + h * length;
+      float* g = g_rows.data + h * length;
+      for (int i = 0; i < length; i += kLanes)
+        store_raw(g + i, (load_raw<VecF>(g + i) - load_raw<VecF>(n + i) * mean) * row_r);
+      R::store(l, g, dx + h * heads.y_stride[1]);
+    }
+  }
+  for (int64_t h = 0; h < weight_rows; ++h) R::to_columns(l, dweights.data + h * length, partial + h * rope.head_dim);
+}
+
+template <class T, bool kInterleaved>
+void backward(const NormGradArgs& args, int64_t block, int64_t blocks) {
+  const NormArgs& norm = args.norm;
+  const int64_t d = norm.rope.head_dim;
+  const int64_t q_width = norm.row ? norm.rope.q.heads * d : d, k_width = norm.row ? norm.rope.k.heads * d : d;
+  float* partial = static_cast<float*>(args.workspace) + block * (q_width + k_width);
+  NormGradArgs inverse = args;
+  inverse.norm.rope.angles.inverse = true;
+  backward_heads<T, kInterleaved>(inverse, norm.rope.q, norm.q_weight, args.q_dy, args.q_dy_stride, block, blocks, partial);
+  backward_heads<T, kInterleaved>(inverse, norm.rope.k, norm.k_weight, args.k_dy, args.k_dy_stride, block, blocks,
+                                  partial + q_width);
+}
+
+}  // namespace
+
+void qk_norm_rope(const NormArgs& args, int64_t item) {
+  const bool pairs = args.rope.angles.interleaved;
+  switch (args.rope.dtype) {
+    case Dtype::kFloat16:
+      return pairs ? forward<Half, true>(args, item) : forward<Half, false>(args, item);
+    case Dtype::kBFloat16:
+      return pairs ? forward<BFloat16, true>(args, item) : forward<BFloat16, false>(args, item);
+    default:
+      return pairs ? forward<float, true>(args, item) : forward<float, false>(args, item);
+  }
+}
+
+void qk_norm_rope_bwd(const NormGradArgs& args, int64_t block, int64_t blocks) {
+  const bool pairs = args.norm.rope.angles.interleaved;
+  switch (args.norm.rope.dtype) {
+    case Dtype::kFloat16:
+      return pairs ? backward<Half, true>(args, block, blocks) : backward<Half, false>(args, block, blocks);
+    case Dtype::kBFloat16:
+      return pairs ? backward<BFloat16, true>(args, block, blocks) : backward<BFloat16, false>(args, block, blocks);
+    default:
+      return pairs ? backward<float, true>(args, block, blocks) : backward<float, false>(args, block, blocks);
+  }
+}
+
+}  // namespace saccade::cpu::SACCADE_ISA

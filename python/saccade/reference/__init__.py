@@ -1,0 +1,1 @@
+"""Readable pure-torch specifications, one file per op. Every implementation is held against these."""
