@@ -131,7 +131,7 @@ void forward(const NormArgs& args, int64_t item) {
 // With n = x r and z = n w rotated to y: dz = inverse rotation of dy, dw += dz n, g = dz w, dx = r (g - n mean(g n)).
 template <class T, bool kInterleaved>
 void backward_heads(const NormGradArgs& args, const Heads& heads, const void* weight, const void* dy, const int64_t* dy_stride,
-                    int64_t block, int64_t blocks, float* partial) {
+                    int64_t block, int64_t blocks, double* partial) {
   using R = Rows<T, kInterleaved>;
   if (heads.heads == 0) return;
   const NormArgs& norm = args.norm;
@@ -149,7 +149,19 @@ void backward_heads(const NormGradArgs& args, const Heads& heads, const void* we
   Steps* steps = reinterpret_cast<Steps*>(steps_memory.data);
   for (int64_t g = 0; g < angles.groups; ++g) steps[g].load(angles, order, g);
   alignas(64) float cos[kMaxPairs + 2 * kLanes], sin[kMaxPairs + 2 * kLanes];
+  // Float sums stay short, about 8 terms; then they move to float64.
+  const int64_t flush_every = norm.row || h_count < 8 ? 8 : 1, width = weight_rows * rope.head_dim;
+  for (int64_t i = 0; i < width; ++i) partial[i] = 0;
+  auto flush = [&] {
+    float columns[512];
+    for (int64_t h = 0; h < weight_rows; ++h) {
+      R::to_columns(l, dweights.data + h * length, columns);
+      for (int64_t i = 0; i < rope.head_dim; ++i) partial[h * rope.head_dim + i] += columns[i];
+    }
+    std::memset(dweights.data, 0, sizeof(float) * static_cast<size_t>(weight_rows * length));
+  };
   for (int64_t at = from; at < to; ++at) {
+    if ((at - from) % flush_every == 0) flush();
     const int64_t batch = at / rope.tokens, token = at % rope.tokens;
     const T* x = static_cast<const T*>(heads.x) + batch * heads.x_stride[0] + token * heads.x_stride[2];
     const T* d = static_cast<const T*>(dy) + batch * dy_stride[0] + token * dy_stride[2];
@@ -205,7 +217,7 @@ void backward_heads(const NormGradArgs& args, const Heads& heads, const void* we
       R::store(l, g, dx + h * heads.y_stride[1]);
     }
   }
-  for (int64_t h = 0; h < weight_rows; ++h) R::to_columns(l, dweights.data + h * length, partial + h * rope.head_dim);
+  flush();
 }
 
 template <class T, bool kInterleaved>
@@ -213,7 +225,7 @@ void backward(const NormGradArgs& args, int64_t block, int64_t blocks) {
   const NormArgs& norm = args.norm;
   const int64_t d = norm.rope.head_dim;
   const int64_t q_width = norm.row ? norm.rope.q.heads * d : d, k_width = norm.row ? norm.rope.k.heads * d : d;
-  float* partial = static_cast<float*>(args.workspace) + block * (q_width + k_width);
+  double* partial = static_cast<double*>(args.workspace) + block * (q_width + k_width);
   NormGradArgs inverse = args;
   inverse.norm.rope.angles.inverse = true;
   backward_heads<T, kInterleaved>(inverse, norm.rope.q, norm.q_weight, args.q_dy, args.q_dy_stride, block, blocks, partial);

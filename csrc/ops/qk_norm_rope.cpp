@@ -1,5 +1,6 @@
 // saccade::qk_norm_rope, qk_norm_rope_, qk_norm_rope_bwd
 #include <algorithm>
+#include <vector>
 
 #include "../cpu/kernels.h"
 #include "rope_args.h"
@@ -79,33 +80,30 @@ void inplace(const Tensor& q, const OptionalTensor& k, const OptionalTensor& q_w
 // ---- backward --------------------------------------------------------------------------------------------------------
 using RunBackward = void (*)(const Tensor&, NormGradArgs&, int64_t q_width, int64_t k_width);
 
-template <class Number>
-void add_blocks(const Number* partial, int64_t blocks, int64_t stride, int64_t width, Number* out) {
-  for (int64_t i = 0; i < width; ++i) {
-    Number total = 0;
+// Sum of the blocks' partial sums, in their order; `out` float32, or float64 where `wide`.
+void add_blocks(const double* partial, int64_t blocks, int64_t stride, int64_t width, bool wide, void* out) {
+  for (int64_t i = 0; out != nullptr && i < width; ++i) {
+    double total = 0;
     for (int64_t b = 0; b < blocks; ++b) total += partial[b * stride + i];
-    out[i] = total;
+    if (wide)
+      static_cast<double*>(out)[i] = total;
+    else
+      static_cast<float*>(out)[i] = static_cast<float>(total);
   }
 }
 
-void cpu_run_backward(const Tensor& q, NormGradArgs& args, int64_t q_width, int64_t k_width) {
+void cpu_run_backward(const Tensor&, NormGradArgs& args, int64_t q_width, int64_t k_width) {
   const RopeArgs& rope = args.norm.rope;
   const bool wide = rope.dtype == Dtype::kFloat64;
   const int64_t blocks = std::min<int64_t>(cpu::kSumBlocks, rope.batch * rope.tokens), stride = q_width + k_width;
-  Tensor workspace = torch::stable::new_zeros(q, {blocks * stride}, wide ? ScalarType::Double : ScalarType::Float);
-  args.workspace = workspace.data_ptr();
+  std::vector<double> partial(blocks * stride);
+  args.workspace = partial.data();
   const cpu::Kernels& kernels = cpu::kernels(rope.dtype);
   torch::stable::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b) kernels.qk_norm_rope_bwd(args, b, blocks);
   });
-  auto add = [&](auto* partial, void* out, int64_t offset, int64_t width) {
-    if (out != nullptr) add_blocks(partial + offset, blocks, stride, width, static_cast<decltype(partial)>(out));
-  };
-  auto both = [&](auto* partial) {
-    add(partial, args.q_dweight, 0, q_width);
-    add(partial, args.k_dweight, q_width, k_width);
-  };
-  wide ? both(static_cast<double*>(args.workspace)) : both(static_cast<float*>(args.workspace));
+  add_blocks(partial.data(), blocks, stride, q_width, wide, args.q_dweight);
+  add_blocks(partial.data() + q_width, blocks, stride, k_width, wide, args.k_dweight);
 }
 
 #ifdef SACCADE_WITH_CUDA

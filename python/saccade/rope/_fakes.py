@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+import saccade._load  # noqa: F401  (defines the ops that the fakes attach to)
+
 
 def _like(x: torch.Tensor | None, other: torch.Tensor) -> torch.Tensor:
     return other.new_empty(0) if x is None else torch.empty_like(x)

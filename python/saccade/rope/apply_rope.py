@@ -26,6 +26,11 @@ def raw(op: str, impl: str) -> Any:
     return getattr(torch.ops.saccade, f"{op}_triton" if impl == "triton" else op)
 
 
+def dense_columns(d: torch.Tensor | None) -> torch.Tensor | None:
+    """A gradient with a last stride of 1; expanded ones (of a sum) have 0."""
+    return d if d is None or d.stride(-1) == 1 else d.contiguous()
+
+
 class _ApplyRope(torch.autograd.Function):
     """Rotation is linear: its gradient is the inverse rotation, by the same op."""
 
@@ -41,7 +46,7 @@ class _ApplyRope(torch.autograd.Function):
     def backward(ctx: Any, dq, dk):  # type: ignore[no-untyped-def]
         positions, steps, q, k = ctx.saved_tensors
         dk = dk if ctx.has_k else None
-        dq, dk = (None if d is None else d if d.stride(-1) == 1 else d.contiguous() for d in (dq, dk))
+        dq, dk = dense_columns(dq), dense_columns(dk)
         dq_in, dk_in = raw("apply_rope", ctx.impl)(dq, dk, positions, steps, *ctx.static, True)
         grad = None
         if ctx.learned:
@@ -109,6 +114,7 @@ def apply_rope(
         raw("apply_rope_", impl)(q, k, positions, steps, *static, False)
         return q, k
     if torch.is_grad_enabled() and (q.requires_grad or (k is not None and k.requires_grad) or inv_freq is not None):
+        k = k.view_as(k) if k is not None and k is q else k  # Dynamo refuses one tensor twice
         q_out, k_out = _ApplyRope.apply(q, k, inv_freq, positions, steps, static, impl)
     else:
         q_out, k_out = raw("apply_rope", impl)(q, k, positions, steps, *static, False)

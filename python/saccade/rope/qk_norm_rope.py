@@ -11,7 +11,7 @@ from saccade import _dispatch
 from saccade._dispatch import Case, Impl
 from saccade.reference import qk_norm_rope as reference
 from saccade.rope._check import check_inplace, check_pair, check_positions
-from saccade.rope.apply_rope import Pair, raw
+from saccade.rope.apply_rope import Pair, dense_columns, raw
 from saccade.rope.spec import RopeSpec
 
 __all__ = ["qk_norm_rope"]
@@ -59,7 +59,7 @@ class _QkNormRope(torch.autograd.Function):
     def backward(ctx: Any, dq, dk):  # type: ignore[no-untyped-def]
         q, k, q_weight, k_weight, positions, steps = ctx.saved_tensors
         dk = None if k is None else dk
-        dq, dk = (None if d is None else d if d.stride(-1) == 1 else d.contiguous() for d in (dq, dk))
+        dq, dk = dense_columns(dq), dense_columns(dk)
         op = raw("qk_norm_rope_bwd", ctx.impl)
         dq, dk, dq_weight, dk_weight = op(dq, dk, q, k, q_weight, k_weight, positions, steps, *ctx.static)
         return (
@@ -148,6 +148,9 @@ def qk_norm_rope(
         raw("qk_norm_rope_", impl)(q, k, q_weight, k_weight, positions, steps, *static)
         return q, k
     if case.needs_grad:
+        # Dynamo refuses an autograd.Function that gets one tensor twice.
+        k = k.view_as(k) if k is not None and k is q else k
+        k_weight = k_weight.view_as(k_weight) if k_weight is not None and k_weight is q_weight else k_weight
         q_out, k_out = _QkNormRope.apply(q, k, q_weight, k_weight, positions, steps, static, impl)
     else:
         q_out, k_out = raw("qk_norm_rope", impl)(q, k, q_weight, k_weight, positions, steps, *static)
