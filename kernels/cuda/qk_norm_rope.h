@@ -4,10 +4,9 @@
 
 namespace saccade {
 
-// Normalises and rotates q and k (k.heads == 0: q alone) on `stream`, a cudaStream_t of the current device; x == y works
-// in place. float32, float16 and bfloat16; weights in any of the three, whatever the dtype of q.
-// Never waits, allocates nothing, and can be captured in a CUDA graph. Returns null, or a text that says why nothing was
-// launched.
+// Normalises and rotates q and k (k.heads == 0: q alone) on `stream`, a cudaStream_t of the current device; x == y
+// works in place. float32, float16 and bfloat16; weights in any of the three, whatever the dtype of q. Never waits,
+// allocates nothing, and can be captured in a CUDA graph. Returns null, or a text that says why nothing was launched.
 const char* qk_norm_rope_cuda(const NormArgs& args, void* stream);
 
 // Bytes that `workspace` must hold (16-byte aligned, contents arbitrary). Depends on shapes alone, never on the device.

@@ -1,0 +1,156 @@
+// Enough of CUDA C++ for g++ to run the kernels of kernels/cuda on the CPU: one std::thread per CUDA thread, a barrier
+// per block and per warp. Blocks run one after the other on the same threads. Under -fsanitize=thread a missing
+// __syncthreads() is a reported data race; what it cannot show is written in README.md beside this file.
+#pragma once
+#include <algorithm>
+#include <barrier>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __forceinline__ inline
+#define __shared__ static
+#define __grid_constant__
+#define __launch_bounds__(...)
+#define __restrict__ __restrict
+
+using std::max;
+using std::min;
+
+struct dim3 {
+  unsigned x, y, z;
+  dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+
+inline thread_local dim3 threadIdx, blockIdx;
+inline dim3 blockDim, gridDim;
+
+namespace saccade::emulation {
+
+constexpr unsigned kWarpSize = 32;
+
+struct Warp {
+  std::barrier<> barrier;
+  uint32_t slot[kWarpSize] = {};
+  unsigned lanes;
+  explicit Warp(unsigned lanes) : barrier(lanes), lanes(lanes) {}
+};
+
+struct Block {
+  std::barrier<> barrier;
+  std::vector<std::unique_ptr<Warp>> warps;
+  std::vector<int> votes;
+  std::vector<unsigned char> shared;
+
+  Block(unsigned threads, size_t shared_bytes) : barrier(threads), votes(threads), shared(shared_bytes + 16) {
+    for (unsigned first = 0; first < threads; first += kWarpSize) {
+      warps.push_back(std::make_unique<Warp>(threads - first < kWarpSize ? threads - first : kWarpSize));
+    }
+  }
+};
+
+inline Block* block = nullptr;
+
+inline Warp& warp() { return *block->warps[threadIdx.x / kWarpSize]; }
+
+inline unsigned char* dynamic_shared() {
+  const auto address = reinterpret_cast<uintptr_t>(block->shared.data());
+  return reinterpret_cast<unsigned char*>((address + 15) / 16 * 16);
+}
+
+// Shared memory starts as NaN in every block: a value that is read before it is written shows in the results.
+inline void run(dim3 grid, int threads, size_t shared_bytes, const std::function<void()>& kernel) {
+  if (threads < 1 || threads > 1024 || shared_bytes > 48 * 1024) std::abort();
+  Block current(threads, shared_bytes);
+  block = &current;
+  blockDim = dim3(threads);
+  gridDim = grid;
+  auto body = [&](unsigned thread) {
+    threadIdx = dim3(thread);
+    for (unsigned z = 0; z < grid.z; ++z) {
+      for (unsigned y = 0; y < grid.y; ++y) {
+        for (unsigned x = 0; x < grid.x; ++x) {
+          blockIdx = dim3(x, y, z);
+          if (thread == 0) std::memset(current.shared.data(), 0xff, current.shared.size());
+          current.barrier.arrive_and_wait();
+          kernel();
+          current.barrier.arrive_and_wait();
+        }
+      }
+    }
+  };
+  std::vector<std::thread> workers;
+  for (int i = 0; i < threads; ++i) workers.emplace_back(body, i);
+  for (auto& worker : workers) worker.join();
+  block = nullptr;
+}
+
+inline float half_to_float(uint16_t bits) {
+  _Float16 h;
+  std::memcpy(&h, &bits, 2);
+  return static_cast<float>(h);
+}
+
+inline uint16_t float_to_half(float f) {
+  const _Float16 h = static_cast<_Float16>(f);
+  uint16_t bits;
+  std::memcpy(&bits, &h, 2);
+  return bits;
+}
+
+inline uint16_t float_to_bfloat16(float f) {
+  if (f != f) return 0x7fff;
+  uint32_t bits;
+  std::memcpy(&bits, &f, 4);
+  return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+template <bool kIsHalf>
+uint32_t round_two(float low, float high) {
+  const auto to_bits = kIsHalf ? float_to_half : float_to_bfloat16;
+  return to_bits(low) | static_cast<uint32_t>(to_bits(high)) << 16;
+}
+
+}  // namespace saccade::emulation
+
+inline float __uint_as_float(uint32_t bits) {
+  float f;
+  std::memcpy(&f, &bits, 4);
+  return f;
+}
+
+inline uint32_t __float_as_uint(float f) {
+  uint32_t bits;
+  std::memcpy(&bits, &f, 4);
+  return bits;
+}
+
+inline void __syncthreads() { saccade::emulation::block->barrier.arrive_and_wait(); }
+
+inline int __syncthreads_and(int vote) {
+  auto& block = *saccade::emulation::block;
+  block.votes[threadIdx.x] = vote;
+  __syncthreads();
+  int all = 1;
+  for (int other : block.votes) all &= other != 0;
+  __syncthreads();
+  return all;
+}
+
+inline float __shfl_xor_sync(unsigned, float value, int mask) {
+  auto& warp = saccade::emulation::warp();
+  const unsigned lane = threadIdx.x % saccade::emulation::kWarpSize, source = lane ^ mask;
+  std::memcpy(&warp.slot[lane], &value, 4);
+  warp.barrier.arrive_and_wait();
+  float result = value;
+  if (source < warp.lanes) std::memcpy(&result, &warp.slot[source], 4);
+  warp.barrier.arrive_and_wait();
+  return result;
+}

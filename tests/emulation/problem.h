@@ -1,0 +1,44 @@
+// A small rotary problem in [B, S, H, D] memory, for the programs that ThreadSanitizer watches. Values do not matter
+// there.
+#pragma once
+#include <cstdio>
+#include <vector>
+
+#include "../../kernels/rope_args.h"
+
+namespace saccade::emulation {
+
+struct Problem {
+  std::vector<uint16_t> q, k, q_out, k_out;
+  std::vector<float> positions;
+  std::vector<int64_t> steps;
+  RopeArgs args;
+
+  Problem(Dtype dtype, int heads, int kv_heads, int tokens, int head_dim, int groups)
+      : q(heads * tokens * head_dim, 0x3f80),
+        k(kv_heads * tokens * head_dim, 0x3f80),
+        q_out(q.size()),
+        k_out(k.size()),
+        positions(2 * tokens, 1.5f),
+        steps(2 * groups * (head_dim / 2), int64_t{1} << 59) {
+    auto tensor = [&](std::vector<uint16_t>& x, std::vector<uint16_t>& y, int64_t count) {
+      return Heads{x.data(), y.data(), count, {0, head_dim, count * head_dim}, {0, head_dim, count * head_dim}};
+    };
+    args.q = tensor(q, q_out, heads);
+    args.k = tensor(k, k_out, kv_heads);
+    args.angles.positions = positions.data();
+    args.angles.position_dtype = PositionDtype::kFloat32;
+    args.angles.position_stride[0] = tokens;
+    args.angles.position_stride[2] = 1;
+    args.angles.steps = steps.data();
+    args.angles.axes = 2;
+    args.angles.groups = groups;
+    args.angles.pairs = args.angles.end = head_dim / 2;
+    args.batch = 1;
+    args.tokens = tokens;
+    args.head_dim = head_dim;
+    args.dtype = dtype;
+  }
+};
+
+}  // namespace saccade::emulation
