@@ -26,7 +26,9 @@ def number(value: Any, name: str, above: float | None = None) -> int | float:
         raise ValueError(f"{name}: expected a finite number, got {value}")
     if above is not None and result <= above:
         raise ValueError(f"{name}: expected a number above {above}, got {value}")
-    return int(value) if result.is_integer() else result
+    if isinstance(value, Integral):
+        return int(value)
+    return int(result) if result.is_integer() else result
 
 
 def items(value: Any, name: str, count: int | None = None) -> tuple[Any, ...]:
