@@ -76,7 +76,7 @@ def _interleaved_heads(
         x, h = x_next, h_next
 
 
-@triton.jit(do_not_specialize=launch.SIZES)
+@triton.jit(do_not_specialize=launch.SIZES, do_not_specialize_on_alignment=launch.TABLES)
 def apply_rope_kernel(
     q_ptr, q_out_ptr, k_ptr, k_out_ptr, position_ptr, step_ptr, scale,
     tokens, tiles, groups, chunks, q_per_group, k_per_group,

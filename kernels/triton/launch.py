@@ -20,6 +20,9 @@ SIZES = (
     )
 ).split()
 
+# Small arguments whose alignment is not worth a kernel of its own.
+TABLES = ["position_ptr", "step_ptr", "q_weight_ptr", "k_weight_ptr", "weight_ptr"]
+
 # Without it a * b + c becomes one operation with other bits than the CPU and CUDA implementations.
 OPTIONS = {"enable_fp_fusion": False}
 
@@ -42,9 +45,12 @@ CONFIGS: dict[str, dict[int, Config]] = {
     "rope_freq_grad": {r: Config(rows, 4) for r, rows in _TILES.items()},
     "norm_head": {r: Config(rows, 4) for r, rows in _TILES.items()},
     "norm_head_bwd": {r: Config(rows, 4) for r, rows in _TILES.items()},
-    "norm_row": {r: Config(2 * rows, 8) for r, rows in _TILES.items()},
-    "norm_row_bwd": {r: Config(2 * rows, 8) for r, rows in _TILES.items()},
+    "norm_row": {r: Config(rows, 4) for r, rows in _TILES.items()},
+    "norm_row_bwd": {r: Config(rows, 4) for r, rows in _TILES.items()},
 }
+
+
+HELD_TILES = 8  # of a row, or of both rows where q and k go together; more are read a second time
 
 
 def power_of_two(n: int) -> int:
@@ -76,6 +82,16 @@ def alignment(tensors: Iterable[torch.Tensor], pairs: int) -> int:
     return align
 
 
+def vector(x: torch.Tensor, pairs: int, interleaved: bool) -> int:
+    """Elements per vector that the normalising kernels insist on, so that a row is summed in one order wherever it lies."""
+    return math.gcd(16 // x.element_size(), x.shape[-1], 0 if interleaved else pairs)
+
+
+def regular(tensors: Iterable[torch.Tensor], align: int) -> bool:
+    """Whether strides are multiples of `align` elements and every tensor begins at a multiple of 16 bytes."""
+    return all(x.data_ptr() % 16 == 0 and all(st % align == 0 for st in strides(x)) for x in tensors)
+
+
 def stride_args(align: int, **tensors: torch.Tensor) -> dict[str, int]:
     """`<name>_stride_{b,h,s}` of every tensor, in units of `align` elements."""
     return {f"{name}_stride_{d}": st // align for name, x in tensors.items() for d, st in zip("bhs", strides(x), strict=True)}
@@ -98,9 +114,29 @@ def token_blocks(rows: int, tokens: int) -> dict[str, int]:
     return {"BLOCK_S": 1, "BLOCK_H": rows} if few else {"BLOCK_S": rows, "BLOCK_H": 1}
 
 
+def row_blocks(rows: int, q_heads: int, k_heads: int, grouped: bool) -> dict[str, Any]:
+    """Blocks of the kernels that take all heads of a token, and whether they hold q and k in registers."""
+    block_h = min(rows, 4 if max(q_heads, k_heads) <= 4 or (q_heads % 8 and q_heads % 4 == 0 and q_heads < 32) else 8)
+    q_tiles, k_tiles = -(-q_heads // block_h), -(-k_heads // block_h)
+    return {
+        "BLOCK_H": block_h,
+        "BLOCK_S": rows // block_h,
+        "HOLD_Q": q_tiles <= HELD_TILES,
+        "HOLD_K": k_tiles <= HELD_TILES,
+        "JOINT": grouped and q_heads == k_heads and q_tiles + k_tiles <= HELD_TILES,
+    }
+
+
 def head_chunks(programs: int, heads: int, block_h: int) -> int:
     """Number of programs that share the heads of a group, where there are too few programs otherwise."""
     return max(1, min(-(-heads // block_h), PROGRAMS // max(1, programs)))
+
+
+def float32() -> torch.dtype:
+    """torch.float32; torch is not imported where kernels are only compiled."""
+    import torch
+
+    return torch.float32
 
 
 def on_device(x: torch.Tensor) -> Any:
@@ -108,6 +144,13 @@ def on_device(x: torch.Tensor) -> Any:
     import torch
 
     return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
+
+
+def aligned(x: torch.Tensor) -> torch.Tensor:
+    """A contiguous copy, which starts at a multiple of 16 bytes."""
+    import torch
+
+    return torch.empty_like(x, memory_format=torch.contiguous_format).copy_(x)
 
 
 def empty_like(x: torch.Tensor) -> torch.Tensor:

@@ -107,3 +107,26 @@ def rotate(x1, x2, c, s):
     y1 = tl.where(still, c * x1, c * x1 - s * x2)
     y2 = tl.where(still, c * x2, s * x1 + c * x2)
     return y1, y2
+
+
+@triton.jit
+def unit_outside(c, s, BLOCK_R: tl.constexpr, BEGIN: tl.constexpr, END: tl.constexpr):
+    """The identity, without `scale`, for pairs outside [BEGIN, END)."""
+    pair = tl.arange(0, BLOCK_R)[None, :]
+    active = (pair >= BEGIN) & (pair < END)
+    return tl.where(active, c, 1.0), tl.where(active, s, 0.0)
+
+
+@triton.jit
+def group_cos_sin(
+    p_position, position_stride_a, m_row, step_ptr, i_group, m_group, groups, scale,
+    R: tl.constexpr, AXES: tl.constexpr, SHIFT: tl.constexpr, BEGIN: tl.constexpr, END: tl.constexpr, INVERSE: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+):  # fmt: skip
+    """cos and sin [rows, BLOCK_R] of group i_group (a scalar, or [rows, 1])."""
+    pair = tl.arange(0, BLOCK_R)[None, :]
+    c, s = cos_sin(
+        p_position, position_stride_a, m_row, step_ptr + i_group.to(tl.int64) * R + pair, groups.to(tl.int64) * R,
+        m_group & (pair >= BEGIN) & (pair < END), scale, AXES, SHIFT, INVERSE,
+    )  # fmt: skip
+    return unit_outside(c, s, BLOCK_R, BEGIN, END)

@@ -1,0 +1,66 @@
+"""The Triton twins as torch ops: saccade::<op>_triton, with the schema of saccade::<op>."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from saccade._triton.apply_rope import apply_rope, apply_rope_
+from saccade._triton.launch import empty_like
+from saccade._triton.qk_norm_rope import qk_norm_rope, qk_norm_rope_, qk_norm_rope_bwd
+from saccade._triton.rope_freq_grad import rope_freq_grad
+
+OPS = {f.__name__: f for f in (apply_rope, apply_rope_, rope_freq_grad, qk_norm_rope, qk_norm_rope_, qk_norm_rope_bwd)}
+
+_library: torch.library.Library | None = None  # ops live as long as it does
+
+
+def _like(x, other):
+    return other.new_empty(0) if x is None else empty_like(x)
+
+
+def _fake_forward(q, k, *_):
+    return empty_like(q), _like(k, q)
+
+
+def _fake_in_place(q, k, *_):
+    return None
+
+
+def _fake_freq_grad(q, k, dq, dk, positions, groups, pairs, interleaved):
+    return q.new_empty((positions.shape[0], groups, pairs), dtype=torch.float32)
+
+
+def _fake_backward(dq, dk, q, k, q_weight, k_weight, *_):
+    weights = (q.new_empty(0 if w is None else w.shape[0], dtype=torch.float32) for w in (q_weight, k_weight))
+    return empty_like(q), _like(k, q), *weights
+
+
+FAKES = {
+    "apply_rope": _fake_forward,
+    "apply_rope_": _fake_in_place,
+    "rope_freq_grad": _fake_freq_grad,
+    "qk_norm_rope": _fake_forward,
+    "qk_norm_rope_": _fake_in_place,
+    "qk_norm_rope_bwd": _fake_backward,
+}
+
+
+def register() -> None:
+    """Define and implement the ops, once: for CUDA tensors, and for CPU tensors where Triton interprets."""
+    global _library
+    if _library is not None:
+        return
+    from saccade._load import schemas
+
+    table = schemas()
+    library = torch.library.Library("saccade", "FRAGMENT")
+    for name, function in OPS.items():
+        arguments = table[name].partition("(")[2]
+        library.define(f"{name}_triton({arguments}")
+        library.impl(f"{name}_triton", function, "CUDA")
+        if os.environ.get("TRITON_INTERPRET") == "1":
+            library.impl(f"{name}_triton", function, "CPU")
+        torch.library.register_fake(f"saccade::{name}_triton", FAKES[name], lib=library)
+    _library = library
