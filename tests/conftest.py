@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-import saccade
-from saccade import _dispatch
+from saccade._load import BINARY
 
-_NOT_RUN: list[str] = []
+_NOT_RUN: list[tuple[str, str]] = []
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -24,32 +23,29 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Collect what was skipped, with its reason."""
     if report.skipped:
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
-        _NOT_RUN.append(f"{report.nodeid}: {reason.removeprefix('Skipped: ')}")
+        _NOT_RUN.append((report.nodeid, reason.removeprefix("Skipped: ")))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Name everything that was not covered on this machine."""
+    """Name everything that was not covered on this machine, tests of one function and reason on one line."""
     if not _NOT_RUN:
         return
+    groups: dict[tuple[str, str], list[str]] = {}
+    for nodeid, reason in _NOT_RUN:
+        function, _, parameters = nodeid.partition("[")
+        groups.setdefault((function, reason), []).append(parameters.rstrip("]"))
     terminalreporter.section("not covered on this machine")
-    for line in _NOT_RUN:
-        terminalreporter.write_line(line)
+    for (function, reason), cases in sorted(groups.items()):
+        terminalreporter.write_line(f"{function}: {len(cases)} case(s): {reason}")
 
 
-def available(device: str = "cpu", dtype: torch.dtype = torch.float32) -> list[str]:
-    """Fast implementations that can run here on plain tensors of `device`."""
-    index = torch.cuda.current_device() if device == "cuda" else 0
-    case = _dispatch.Case(device, dtype, 128, _dispatch.capability(index) if device == "cuda" else None)
-    return [name for name in ("cuda", "triton", "cpu") if _dispatch.PREDICATES[name](case) is None]
-
-
-@pytest.fixture(params=["cuda", "triton", "cpu", "reference"])
+@pytest.fixture(params=["cuda", "triton", "cpu"])
 def implementation(request: pytest.FixtureRequest) -> tuple[str, str]:
-    """(impl, device) of every implementation; those that need a GPU are skipped without one."""
+    """(impl, device) of every fast implementation; those that need a GPU are skipped without one."""
     name = request.param
     device = "cuda" if name in ("cuda", "triton") else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip(f"{name} not run: no CUDA GPU")
     if name == "cpu":
-        assert saccade._load.BINARY.problem is None, saccade._load.BINARY.problem
+        assert BINARY.problem is None, BINARY.problem
     return name, device

@@ -49,15 +49,21 @@ def _open(path: Path) -> Binary:
             f"{path.name} could not be loaded into torch {torch.__version__} ({str(error).splitlines()[0]}): "
             "rebuild it with `pip install --force-reinstall --no-deps .` in this environment"
         )
-    expected = {name: re.sub(r"\s+", "", schema) for name, schema in schemas().items()}
-    missing = [name for name in expected if not hasattr(torch.ops.saccade, name)]
-    if missing or info.get("schemas") != str(len(expected)):
+    changed = [name for name, schema in schemas().items() if not _registered_as(name, schema)]
+    if changed:
         return Binary(
-            f"{path.name} was built from another version of Saccade (ops missing or changed: {', '.join(missing) or 'count'}): "
+            f"{path.name} was built from another version of Saccade (ops missing or changed: {', '.join(changed)}): "
             "rebuild it with `pip install --force-reinstall --no-deps .`",
             info,
         )
     return Binary(None, info)
+
+
+def _registered_as(name: str, schema: str) -> bool:
+    if not hasattr(torch.ops.saccade, name):
+        return False
+    registered = str(getattr(torch.ops.saccade, name).default._schema)
+    return registered.removeprefix("saccade::").replace(" ", "") == schema.replace(" ", "")
 
 
 def _define_in_python() -> torch.library.Library:

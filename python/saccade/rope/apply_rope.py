@@ -45,14 +45,19 @@ class _ApplyRope(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dq, dk):  # type: ignore[no-untyped-def]
         positions, steps, q, k = ctx.saved_tensors
-        dk = dk if ctx.has_k else None
-        dq, dk = dense_columns(dq), dense_columns(dk)
-        dq_in, dk_in = raw("apply_rope", ctx.impl)(dq, dk, positions, steps, *ctx.static, True)
-        grad = None
-        if ctx.learned:
+        rotate, grad = raw("apply_rope", ctx.impl), None
+        dq, dk = dense_columns(dq), dense_columns(dk) if ctx.has_k else None
+        if not ctx.learned:
+            dq, dk = rotate(dq, dk, positions, steps, *ctx.static, True)
+        else:
+            # In fp32: a sum over all tokens of products with dx would show dx rounded to 16 bits.
+            wide = [None if t is None else t if t.dtype == torch.float64 else t.float() for t in (dq, dk, q, k)]
+            dq, dk = rotate(wide[0], wide[1], positions, steps, *ctx.static, True)
             groups, pairs = steps.shape[1:]
-            grad = raw("rope_freq_grad", ctx.impl)(q, k, dq_in, dk_in if ctx.has_k else None, positions, groups, pairs, ctx.static[3])
-        return dq_in, dk_in if ctx.has_k else None, grad, None, None, None, None
+            sum_up = raw("rope_freq_grad", ctx.impl)
+            grad = sum_up(wide[2], wide[3], dq, dk if ctx.has_k else None, positions, groups, pairs, ctx.static[3])
+            dq, dk = dq.to(q.dtype), dk.to(q.dtype)
+        return dq, dk if ctx.has_k else None, grad, None, None, None, None
 
 
 @_dispatch.public_op(_case)
@@ -100,15 +105,12 @@ def apply_rope(
     if inplace:
         check_inplace(q, k)
     impl = _dispatch.select("apply_rope", impl, _case(q, k, positions, spec))
+    if inplace and spec.learned and torch.is_grad_enabled():
+        raise ValueError("inplace: the spec's inv_freq requires grad; use inplace=False or torch.no_grad()")
     if impl == "reference":
         return _by_reference(q, k, positions, spec, inplace)
     static = (spec.shift, *spec.active, spec.pairing == "interleaved", spec.attention_factor)
-    if spec.learned:
-        if inplace and torch.is_grad_enabled():
-            raise ValueError("inplace: the spec's inv_freq requires grad; use inplace=False or torch.no_grad()")
-        inv_freq = spec.dense_tensor().to(q.device)
-    else:
-        inv_freq = None
+    inv_freq = spec.dense_tensor().to(q.device) if spec.learned else None
     steps = spec.steps(q.device)
     if inplace:
         raw("apply_rope_", impl)(q, k, positions, steps, *static, False)

@@ -177,6 +177,8 @@ class RopeSpec:
         turning = [i for i in range(self.pairs) if any(row[i] for row in rows)]
         identity_outside = (turning[0], turning[-1] + 1) if turning else (0, 0)
         put("active", identity_outside if self.attention_factor == 1.0 else (0, self.pairs))
+        steps = [[[_step(f, self.shift) for f in row] for row in plane] for plane in self.dense()]
+        self._device_steps["cpu"] = torch.tensor(steps, dtype=torch.int64)
 
     def dense(self) -> Sequence[Sequence[Sequence[float]]]:
         """Static frequencies as nested tuples [A, G, R], zero where an axis does not turn a pair."""
@@ -207,8 +209,6 @@ class RopeSpec:
             turns = self.dense_tensor().detach().double() * (2.0 ** (64 - _LEARNED_SHIFT) / (2 * math.pi))
             return turns.to(device=device).to(torch.int64)
         key = str(device)
-        cache = self._device_steps
-        if key not in cache:
-            rows = [[[_step(f, self.shift) for f in row] for row in plane] for plane in self.dense()]
-            cache[key] = torch.tensor(rows, dtype=torch.int64).to(device)
-        return cache[key]
+        if key not in self._device_steps:
+            self._device_steps[key] = self._device_steps["cpu"].to(device)
+        return self._device_steps[key]
