@@ -51,6 +51,15 @@ def test_module_applies_its_spec_at_its_positions(name):
     assert torch.equal(q, turned) and torch.equal(k, turned)
 
 
+@pytest.mark.parametrize("make", [lambda: modules.WanRoPE(32), lambda: MochiRoPE(32, 2)])
+def test_module_compiles_without_graph_break(make):
+    rope = make()
+    place = rope.positions((2, 3, 4))
+    q = torch.randn(1, 2, 24, 32)
+    compiled = torch.compile(rope, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(q, None, place)[0], rope(q, None, place)[0])
+
+
 def test_audio_module_has_one_axis():
     rope = modules.LTX2RoPE(64, 2, axes=1, layout="split")
     assert rope.positions(7).shape == (1, 7) and rope.spec.pairing == "half"

@@ -51,7 +51,7 @@ def _worst_angle_error(spec, positions):
 
 
 def _derived_bound(spec, largest):
-    """Per axis: the step is rounded at 2^-65 turn of a scaled position, and a fraction of 32 bits turns half at most."""
+    """Per axis: the step is rounded at 2^-65 turn of a scaled position, a fraction of 32 bits turns half at most."""
     turns = spec.axes * (largest * 2.0**spec.shift * 2.0**-65 + 2.0**-33 + 2.0**-60)
     return 2 * math.pi * turns
 
