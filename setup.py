@@ -43,7 +43,9 @@ class CMakeBuild(build_ext):
                 sys.exit("saccade: SACCADE_CUDA=ON, but there is no C++ compiler")
             (target / "_no_binary.txt").write_text("no C++ compiler was found when saccade was installed\n")
             (target / "_C.so").unlink(missing_ok=True)
-            self.warn("no C++ compiler: saccade installs as pure Python (reference and Triton kernels, no CPU or CUDA kernels)")
+            self.warn(
+                "no C++ compiler: saccade installs as pure Python (reference and Triton kernels, no CPU or CUDA kernels)"
+            )
             return
         build = ROOT / "build" / "cmake"
         options = {"SACCADE_CUDA": cuda, "TORCH_DIR": torch_dir(), "CMAKE_LIBRARY_OUTPUT_DIRECTORY": target}
@@ -54,7 +56,9 @@ class CMakeBuild(build_ext):
         jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
         subprocess.run(["cmake", "--build", str(build), "--parallel", jobs], check=True)
         if "CMAKE_CUDA_COMPILER:" not in (build / "CMakeCache.txt").read_text() or cuda == "OFF":
-            self.warn("saccade was built without CUDA kernels (no nvcc, or SACCADE_CUDA=OFF): CPU and Triton kernels remain")
+            self.warn(
+                "saccade was built without CUDA kernels (no nvcc, or SACCADE_CUDA=OFF): CPU and Triton kernels remain"
+            )
 
     def get_ext_filename(self, fullname: str) -> str:
         return str(Path(*fullname.split("."))) + ".so"  # no Python symbols inside, so no Python tag

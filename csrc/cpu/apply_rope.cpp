@@ -1,5 +1,6 @@
 // apply_rope on the CPU: per tile of tokens, cos and sin once, then all heads of q and k.
 #include "angles.h"
+#include "walk.h"
 
 namespace saccade::cpu::SACCADE_ISA {
 namespace {
@@ -41,24 +42,14 @@ inline void copy_columns(const T* x, T* y, int from, int to) {
 }
 
 template <class T, bool kInterleaved>
-void rotate_token(const RopeArgs& args, const Heads& heads, const Table& table, int64_t head, int64_t batch, int64_t token,
-                  int t) {
-  const Angles& a = args.angles;
-  const T* x = static_cast<const T*>(heads.x) + batch * heads.x_stride[0] + head * heads.x_stride[1] + token * heads.x_stride[2];
-  T* y = static_cast<T*>(heads.y) + batch * heads.y_stride[0] + head * heads.y_stride[1] + token * heads.y_stride[2];
-  const int n = a.end - a.begin;
-  const int first = kInterleaved ? 2 * a.begin : a.begin, second = a.pairs + a.begin;
+inline void rotate_token(const Angles& a, int head_dim, const T* x, T* y, const float* cos, const float* sin, bool still) {
+  const int first = kInterleaved ? 2 * a.begin : a.begin, second = a.pairs + a.begin, n = a.end - a.begin;
   if (x != y) {
     copy_columns(x, y, 0, first);
-    if (kInterleaved) {
-      copy_columns(x, y, 2 * a.end, args.head_dim);
-    } else {
-      copy_columns(x, y, a.end, second);
-      copy_columns(x, y, a.pairs + a.end, args.head_dim);
-    }
+    copy_columns(x, y, kInterleaved ? 2 * a.end : a.end, kInterleaved ? head_dim : second);
+    if (!kInterleaved) copy_columns(x, y, a.pairs + a.end, head_dim);
   }
-  const float *cos = table.cos + t * table.slots, *sin = table.sin + t * table.slots;
-  if (table.still[t])
+  if (still)
     rotate_row<T, kInterleaved, true>(x + first, x + second, y + first, y + second, cos, sin, n);
   else
     rotate_row<T, kInterleaved, false>(x + first, x + second, y + first, y + second, cos, sin, n);
@@ -75,16 +66,12 @@ void tile(const RopeArgs& args, int64_t item) {
   for (int64_t group = 0; group < a.groups; ++group) {
     table.fill(a, order, group, batch, token, count);
     for (const Heads* heads : {&args.q, &args.k}) {
-      const int64_t per_group = heads->heads / a.groups, begin = group * per_group, end = begin + per_group;
-      // Follow memory: heads outside for [B, H, S, D], tokens outside for [B, S, H, D].
-      if (heads->x_stride[1] >= heads->x_stride[2]) {
-        for (int64_t head = begin; head < end; ++head)
-          for (int t = 0; t < count; ++t) rotate_token<T, kInterleaved>(args, *heads, table, head, batch, token + t, t);
-      } else {
-        for (int t = 0; t < count; ++t)
-          for (int64_t head = begin; head < end; ++head)
-            rotate_token<T, kInterleaved>(args, *heads, table, head, batch, token + t, t);
-      }
+      const int64_t per_group = heads->heads / a.groups;
+      each_row<T>(*heads, args.head_dim, batch, token, count, group * per_group, (group + 1) * per_group,
+                  [&](int64_t, int t, const T* x, T* y) {
+                    rotate_token<T, kInterleaved>(a, args.head_dim, x, y, table.cos + t * table.slots,
+                                                  table.sin + t * table.slots, table.still[t]);
+                  });
     }
   }
 }

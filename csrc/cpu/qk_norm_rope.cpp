@@ -2,6 +2,7 @@
 #include <cstdlib>
 
 #include "rows.h"
+#include "walk.h"
 
 namespace saccade::cpu::SACCADE_ISA {
 
@@ -33,7 +34,7 @@ void load_weights(const NormArgs& args, const void* weight, int64_t heads, const
   float columns[512];
   const int64_t rows = args.row ? heads : 1, d = args.rope.head_dim;
   for (int64_t h = 0; h < rows; ++h) {
-    for (int64_t i = 0; i < d; ++i) columns[i] = weight ? element(weight, args.weight_dtype, h * d + i) : 1.0f;
+    for (int64_t i = 0; i < d; ++i) columns[i] = weight ? quiet(element(weight, args.weight_dtype, h * d + i)) : 1.0f;
     Rows<T, kInterleaved>::from_columns(layout, columns, out + h * layout.length());
   }
 }
@@ -58,51 +59,29 @@ struct Forward {
   int64_t batch, token;
   int count;
 
-  static const T* in(const Heads& h, int64_t b, int64_t head, int64_t t) {
-    return static_cast<const T*>(h.x) + b * h.x_stride[0] + head * h.x_stride[1] + t * h.x_stride[2];
-  }
-  static T* out(const Heads& h, int64_t b, int64_t head, int64_t t) {
-    return static_cast<T*>(h.y) + b * h.y_stride[0] + head * h.y_stride[1] + t * h.y_stride[2];
-  }
-
-  // body(head, t) in the order of memory
-  template <class F>
-  void each(const Heads& h, int64_t begin, int64_t end, F&& body) const {
-    if (h.x_stride[1] >= h.x_stride[2]) {
-      for (int64_t head = begin; head < end; ++head)
-        for (int t = 0; t < count; ++t) body(head, t);
-    } else {
-      for (int t = 0; t < count; ++t)
-        for (int64_t head = begin; head < end; ++head) body(head, t);
-    }
-  }
-
-  void run(const Heads& heads, const void* weight, Table& table, const Order& order, const Angles& angles) {
+  void run(const Heads& heads, const void* weight, Table& table, const Order& order, const Angles& angles) const {
     if (heads.heads == 0) return;
     Scratch weights((args.row ? heads.heads : 1) * l.length());
     load_weights<T, kInterleaved>(args, weight, heads.heads, l, weights.data);
-    alignas(64) float row[kMaxRow];
     float r[kTileTokens] = {};
     if (args.row) {
-      each(heads, 0, heads.heads, [&](int64_t head, int t) {
-        R::load(l, in(heads, batch, head, token + t), row);
-        r[t] += dot(row, row, l.length());
-      });
+      each_row<T>(heads, rope.head_dim, batch, token, count, 0, heads.heads,
+                  [&](int64_t, int t, const T* x, T*) { r[t] += R::squares(l, x); });
       for (int t = 0; t < count; ++t) r[t] = inverse_rms(r[t], heads.heads * rope.head_dim, args.eps);
     }
     const int64_t per_group = heads.heads / angles.groups;
     for (int64_t group = 0; group < angles.groups; ++group) {
       if (angles.groups > 1) table.fill(angles, order, group, batch, token, count);
-      each(heads, group * per_group, (group + 1) * per_group, [&](int64_t head, int t) {
-        const T* x = in(heads, batch, head, token + t);
-        const float* w = weights.data + (args.row ? head * l.length() : 0);
-        R::load(l, x, row);
-        const float inverse = args.row ? r[t] : inverse_rms(dot(row, row, l.length()), rope.head_dim, args.eps);
-        for (int i = 0; i < l.length(); i += kLanes)
-          store_raw(row + i, load_raw<VecF>(row + i) * inverse * load_raw<VecF>(w + i));
-        rotate_slots(row, table, t);
-        R::store(l, row, out(heads, batch, head, token + t));
-      });
+      each_row<T>(heads, rope.head_dim, batch, token, count, group * per_group, (group + 1) * per_group,
+                  [&](int64_t head, int t, const T* x, T* y) {
+                    const float* w = weights.data + (args.row ? head * l.length() : 0);
+                    const float inverse = args.row ? r[t] : inverse_rms(R::squares(l, x), rope.head_dim, args.eps);
+                    const float *cos = table.cos + t * table.slots, *sin = table.sin + t * table.slots;
+                    if (table.still[t])
+                      R::template normalise<true>(l, x, y, inverse, w, cos, sin);
+                    else
+                      R::template normalise<false>(l, x, y, inverse, w, cos, sin);
+                  });
     }
   }
 };
@@ -113,7 +92,7 @@ void forward(const NormArgs& args, int64_t item) {
   const int64_t tiles_per_batch = (rope.tokens + kTileTokens - 1) / kTileTokens;
   const int64_t token = item % tiles_per_batch * kTileTokens;
   const int64_t left = rope.tokens - token;
-  Forward<T, kInterleaved> f{args,
+  const Forward<T, kInterleaved> f{args,
                              rope,
                              Rows<T, kInterleaved>::layout(rope.head_dim, rope.angles.pairs),
                              item / tiles_per_batch,

@@ -36,7 +36,13 @@ inline float from_float(float x) { return x; }
 template <>
 inline Half from_float(float x) { return {to_half(broadcast(x))[0]}; }
 template <>
-inline BFloat16 from_float(float x) { return {static_cast<uint16_t>(round_bf16(broadcast(x))[0] >> 16)}; }
+inline BFloat16 from_float(float x) { return {static_cast<uint16_t>(join_words(broadcast(x), VecF{})[0])}; }
+
+inline float sum_lanes(VecF v) {
+  float total = 0;
+  for (int i = 0; i < kLanes; ++i) total += v[i];
+  return total;
+}
 
 template <class T, bool kInterleaved>
 struct Rows {
@@ -65,16 +71,88 @@ struct Rows {
       put();
     }
     if (i < l.pairs) {
-      const int at = kInterleaved ? 2 * i : i;
-      const size_t bytes = sizeof(T) * (kInterleaved ? 2 : 1) * static_cast<size_t>(l.pairs - i);
-      T first[kColumns] = {}, second[kColumns] = {};
-      std::memcpy(first, x1 + at, bytes);
-      if (!kInterleaved) std::memcpy(second, x2 + at, bytes);
-      C::load(first, second, a, b);
+      load_tail(l, x, i, a, b);
       put();
     }
     float* tail = row + 2 * l.slots;
     for (int j = 0; j < l.rest_slots; ++j) tail[j] = j < l.rest ? to_float(x[2 * l.pairs + j]) : 0.0f;
+  }
+
+  static float squares(const RowLayout& l, const T* x) {
+    const T *x1 = x, *x2 = x + l.pairs;
+    VecF sum[2 * C::kVecs] = {};
+    VecF a[C::kVecs], b[C::kVecs];
+    int i = 0;
+    auto add = [&] {
+      for (int v = 0; v < C::kVecs; ++v) {
+        sum[v] += a[v] * a[v];
+        sum[C::kVecs + v] += b[v] * b[v];
+      }
+    };
+    for (; i + kStep <= l.pairs; i += kStep) {
+      const int at = kInterleaved ? 2 * i : i;
+      C::load(x1 + at, x2 + at, a, b);
+      add();
+    }
+    if (i < l.pairs) {
+      load_tail(l, x, i, a, b);
+      add();
+    }
+    VecF all = sum[0] + sum[1];
+    for (int v = 2; v < 2 * C::kVecs; ++v) all += sum[v];
+    float total = sum_lanes(all);
+    for (int j = 0; j < l.rest; ++j) {
+      const float value = to_float(x[2 * l.pairs + j]);
+      total += value * value;
+    }
+    return total;
+  }
+
+  // y = rotation of x * r * weight (lane order)
+  template <bool kStill>
+  static void normalise(const RowLayout& l, const T* x, T* y, float r, const float* weight, const float* cos, const float* sin) {
+    const T *x1 = x, *x2 = x + l.pairs;
+    T *y1 = y, *y2 = y + l.pairs;
+    VecF a[C::kVecs], b[C::kVecs];
+    int i = 0;
+    auto turn = [&] {
+      for (int v = 0; v < C::kVecs; ++v) {
+        const int s = i + v * kLanes;
+        a[v] = a[v] * r * load_raw<VecF>(weight + s);
+        b[v] = b[v] * r * load_raw<VecF>(weight + l.slots + s);
+        rotate<kStill>(load_raw<VecF>(cos + s), load_raw<VecF>(sin + s), a[v], b[v]);
+      }
+    };
+    for (; i + kStep <= l.pairs; i += kStep) {
+      const int at = kInterleaved ? 2 * i : i;
+      C::load(x1 + at, x2 + at, a, b);
+      turn();
+      C::store(y1 + at, y2 + at, a, b);
+    }
+    if (i < l.pairs) {
+      load_tail(l, x, i, a, b);
+      turn();
+      store_tail(l, y, i, a, b);
+    }
+    const float* tail = weight + 2 * l.slots;
+    for (int j = 0; j < l.rest; ++j) y[2 * l.pairs + j] = from_float<T>(to_float(x[2 * l.pairs + j]) * r * tail[j]);
+  }
+
+  // The last, partial chunk goes through a buffer: the same arithmetic and no access beyond the row.
+  static void load_tail(const RowLayout& l, const T* x, int i, VecF* a, VecF* b) {
+    T first[kColumns] = {}, second[kColumns] = {};
+    std::memcpy(first, x + (kInterleaved ? 2 * i : i), tail_bytes(l, i));
+    if (!kInterleaved) std::memcpy(second, x + l.pairs + i, tail_bytes(l, i));
+    C::load(first, second, a, b);
+  }
+  static void store_tail(const RowLayout& l, T* y, int i, const VecF* a, const VecF* b) {
+    T first[kColumns], second[kColumns];
+    C::store(first, second, a, b);
+    std::memcpy(y + (kInterleaved ? 2 * i : i), first, tail_bytes(l, i));
+    if (!kInterleaved) std::memcpy(y + l.pairs + i, second, tail_bytes(l, i));
+  }
+  static size_t tail_bytes(const RowLayout& l, int i) {
+    return sizeof(T) * (kInterleaved ? 2 : 1) * static_cast<size_t>(l.pairs - i);
   }
 
   // row [length] -> y [D]
@@ -94,13 +172,8 @@ struct Rows {
       C::store(y1 + at, y2 + at, a, b);
     }
     if (i < l.pairs) {
-      const int at = kInterleaved ? 2 * i : i;
-      const size_t bytes = sizeof(T) * (kInterleaved ? 2 : 1) * static_cast<size_t>(l.pairs - i);
-      T first[kColumns], second[kColumns];
       get();
-      C::store(first, second, a, b);
-      std::memcpy(y1 + at, first, bytes);
-      if (!kInterleaved) std::memcpy(y2 + at, second, bytes);
+      store_tail(l, y, i, a, b);
     }
     const float* tail = row + 2 * l.slots;
     for (int j = 0; j < l.rest; ++j) y[2 * l.pairs + j] = from_float<T>(tail[j]);
@@ -126,12 +199,6 @@ struct Rows {
     for (int j = 0; j < l.rest_slots; ++j) row[2 * l.slots + j] = j < l.rest ? columns[2 * l.pairs + j] : 0.0f;
   }
 };
-
-inline float sum_lanes(VecF v) {
-  float total = 0;
-  for (int i = 0; i < kLanes; ++i) total += v[i];
-  return total;
-}
 
 // sum_i a[i] * b[i] over whole vectors, four chains to hide the latency of the addition
 inline float dot(const float* a, const float* b, int length) {

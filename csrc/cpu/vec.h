@@ -82,13 +82,35 @@ inline VecH to_half(VecF x) {
 #endif
 }
 
-// ---- bf16: round to nearest even in the upper half of the word -----------------------------------------------------
-// A NaN whose low half is all ones would overflow; the unordered case is replaced by a quiet NaN.
-inline VecU round_bf16(VecF x) {
-  const VecU u = (VecU)x;
-  const VecU rounded = u + 0x7fffu + ((u >> 16) & 1u);
-  return (x == x) ? rounded : (u | 0x00400000u);
+// ---- bf16: two elements fill a word, so the even one is the word shifted up and the odd one the word masked --------------
+// Rounding assumes that the low half of a NaN is zero, else it would overflow: true for NaN that come from bf16 and fp16 inputs
+// or from arithmetic; weights are made so when they are loaded (quiet()).
+inline void split_words(VecU w, VecF& even, VecF& odd) {
+  even = (VecF)(w << 16);
+  odd = (VecF)(w & 0xffff0000u);
 }
+
+// Round to nearest even. (low + 0x7fff + lowest bit of high) carries into high; averaging gives the carry in 16-bit lanes.
+inline VecU join_words(VecF even, VecF odd) {
+#if defined(__AVX512BW__)
+  const __m512i e = (__m512i)even, o = (__m512i)odd;
+  const __m512i high = _mm512_mask_blend_epi16(0xaaaaaaaau, _mm512_srli_epi32(e, 16), o);
+  const __m512i low = _mm512_mask_blend_epi16(0xaaaaaaaau, e, _mm512_slli_epi32(o, 16));
+  const __m512i half = _mm512_add_epi16(_mm512_and_si512(high, _mm512_set1_epi16(1)), _mm512_set1_epi16(0x7ffe));
+  return (VecU)_mm512_add_epi16(high, _mm512_srli_epi16(_mm512_avg_epu16(low, half), 15));
+#elif defined(__AVX2__)
+  const __m256i e = (__m256i)even, o = (__m256i)odd;
+  const __m256i high = _mm256_blend_epi16(_mm256_srli_epi32(e, 16), o, 0xaa);
+  const __m256i low = _mm256_blend_epi16(e, _mm256_slli_epi32(o, 16), 0xaa);
+  const __m256i half = _mm256_add_epi16(_mm256_and_si256(high, _mm256_set1_epi16(1)), _mm256_set1_epi16(0x7ffe));
+  return (VecU)_mm256_add_epi16(high, _mm256_srli_epi16(_mm256_avg_epu16(low, half), 15));
+#else
+  const VecU e = (VecU)even, o = (VecU)odd;
+  return ((e + 0x7fffu + ((e >> 16) & 1u)) >> 16) | ((o + 0x7fffu + ((o >> 16) & 1u)) & 0xffff0000u);
+#endif
+}
+
+inline float quiet(float x) { return x == x ? x : __builtin_nanf(""); }
 
 // ---- how a dtype fills vectors --------------------------------------------------------------------------------------
 // A chunk is kPairs<T> consecutive pairs, held as kVecs<T> vectors of first and of second columns. The order of the pairs
@@ -124,13 +146,6 @@ struct Chunk<Half, false> {
     store_raw(q, to_half(b[0]));
   }
 };
-
-// Two bf16 fill a word: the even element is the word shifted up, the odd one the word masked. No shuffle either way.
-inline void split_words(VecU w, VecF& even, VecF& odd) {
-  even = (VecF)(w << 16);
-  odd = (VecF)(w & 0xffff0000u);
-}
-inline VecU join_words(VecF even, VecF odd) { return (round_bf16(even) >> 16) | (round_bf16(odd) & 0xffff0000u); }
 
 template <>
 struct Chunk<BFloat16, false> {

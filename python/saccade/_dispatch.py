@@ -111,7 +111,12 @@ def _reference(case: Case) -> Refusal:
     return None
 
 
-PREDICATES: dict[str, Callable[[Case], Refusal]] = {"cuda": _cuda, "triton": _triton, "cpu": _cpu, "reference": _reference}
+PREDICATES: dict[str, Callable[[Case], Refusal]] = {
+    "cuda": _cuda,
+    "triton": _triton,
+    "cpu": _cpu,
+    "reference": _reference,
+}
 # The interpreter is for proofs: it never wins "auto" over the native CPU kernels.
 ORDER = {"cuda": NAMES, "cpu": ("cpu", "reference", "triton")}
 

@@ -37,7 +37,9 @@ def main() -> None:
     def demo(
         video: Path = typer.Argument(None, help="A video file; without one the demo makes its own clip."),
         out: Path = typer.Option(Path("out/demo"), "--out", help="Folder for the picture, the clip and result.json."),
-        model: Path = typer.Option(None, "--model", help="Folder of Qwen2.5-VL weights; without it, seeded random ones."),
+        model: Path = typer.Option(
+            None, "--model", help="Folder of Qwen2.5-VL weights; without it, seeded random ones."
+        ),
     ) -> None:
         """Caption-model forward and backward on a clip, stock against Saccade, with a picture of HoPE."""
         _require(_DEMO, "demo")

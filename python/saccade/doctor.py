@@ -16,7 +16,19 @@ from saccade._dispatch import Case
 from saccade._load import BINARY
 
 _PACKAGES = ("saccade", "torch", "triton", "transformers", "diffusers", "timm", "liger-kernel", "av")
-_CPU_FEATURES = ("sse4_2", "avx", "f16c", "fma", "avx2", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "amx_tile")
+_CPU_FEATURES = (
+    "sse4_2",
+    "avx",
+    "f16c",
+    "fma",
+    "avx2",
+    "avx512f",
+    "avx512bw",
+    "avx512dq",
+    "avx512vl",
+    "avx512_bf16",
+    "amx_tile",
+)
 
 
 def _version(package: str) -> str:
@@ -40,7 +52,9 @@ def cpu_model() -> str:
 def cpu_features() -> tuple[str, ...]:
     """Vector extensions of the processor that matter here."""
     try:
-        flags = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")).split()
+        flags = next(
+            line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")
+        ).split()
     except (OSError, StopIteration):
         return ()
     return tuple(f for f in _CPU_FEATURES if f in flags)
@@ -84,9 +98,14 @@ def _facts() -> Table:
     if BINARY.problem:
         table.add_row("compiled library", f"[red]{BINARY.problem}[/red]")
     else:
-        table.add_row("compiled library", f"loaded; CPU kernels for {BINARY.info['cpu']}, compiler {BINARY.info['compiler']}")
+        table.add_row(
+            "compiled library", f"loaded; CPU kernels for {BINARY.info['cpu']}, compiler {BINARY.info['compiler']}"
+        )
         built = ", ".join(f"sm_{a}" for a in BINARY.architectures)
-        table.add_row("built for CUDA", f"{built} (CUDA {BINARY.info['cuda']})" if built else "no: nvcc was not found, or SACCADE_CUDA=OFF")
+        table.add_row(
+            "built for CUDA",
+            f"{built} (CUDA {BINARY.info['cuda']})" if built else "no: nvcc was not found, or SACCADE_CUDA=OFF",
+        )
     return table
 
 

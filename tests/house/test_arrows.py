@@ -79,7 +79,11 @@ def test_a_wrong_arrow_is_seen():
 
 
 def test_every_room_has_its_arrows():
-    rooms = {p.name.removesuffix(".py") for p in PACKAGE.iterdir() if p.suffix == ".py" or (p.is_dir() and (p / "__init__.py").exists())}
+    rooms = {
+        p.name.removesuffix(".py")
+        for p in PACKAGE.iterdir()
+        if p.suffix == ".py" or (p.is_dir() and (p / "__init__.py").exists())
+    }
     assert rooms <= set(MAY), f"add {rooms - set(MAY)} to MAY, with what they may import"
 
 
@@ -153,5 +157,9 @@ def test_nothing_speaks_of_a_machine():
         path = ROOT / name
         if path.suffix in (".png", ".mp4", ".gif") or not path.exists():
             continue
-        found += [f"{name}: {line.strip()[:100]}" for line in path.read_text(errors="replace").splitlines() if banned.search(line)]
+        found += [
+            f"{name}: {line.strip()[:100]}"
+            for line in path.read_text(errors="replace").splitlines()
+            if banned.search(line)
+        ]
     assert found == []

@@ -8,9 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-
 import saccade
+import torch
 from saccade._load import BINARY, schemas
 
 PACKAGE = Path(saccade.__file__).parent
@@ -24,7 +23,9 @@ def in_process(site: Path, code: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
     """A copy of the package without its binary."""
-    shutil.copytree(PACKAGE, tmp_path / "saccade", ignore=shutil.ignore_patterns("*.so", "__pycache__", "_no_binary.txt"))
+    shutil.copytree(
+        PACKAGE, tmp_path / "saccade", ignore=shutil.ignore_patterns("*.so", "__pycache__", "_no_binary.txt")
+    )
     shutil.copytree(PACKAGE.parents[1] / "kernels/triton", tmp_path / "saccade/_triton", dirs_exist_ok=True)
     return tmp_path
 
@@ -80,7 +81,9 @@ def test_a_binary_of_another_version_is_refused(copy):
 def test_a_changed_schema_is_refused(copy):
     shutil.copy(PACKAGE / "_C.so", copy / "saccade/_C.so")
     table = copy / "saccade/_schemas.inc"
-    table.write_text(table.read_text().replace("bool inverse) -> (Tensor, Tensor)", "bool backward) -> (Tensor, Tensor)"))
+    table.write_text(
+        table.read_text().replace("bool inverse) -> (Tensor, Tensor)", "bool backward) -> (Tensor, Tensor)")
+    )
     done = in_process(copy, REFERENCE_WORKS)
     assert done.returncode == 0, done.stderr
     assert "was built from another version of Saccade (ops missing or changed: apply_rope)" in done.stdout
@@ -88,7 +91,6 @@ def test_a_changed_schema_is_refused(copy):
 
 def test_doctor_prints_every_op(capsys):
     from rich.console import Console
-
     from saccade import doctor
 
     assert doctor.run(Console(width=200)) == 0

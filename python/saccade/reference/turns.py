@@ -49,7 +49,9 @@ def phase(positions: torch.Tensor, steps: torch.Tensor, shift: int) -> tuple[tor
     return total, valid.all(0)
 
 
-def cos_sin(positions: torch.Tensor, steps: torch.Tensor, shift: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+def cos_sin(
+    positions: torch.Tensor, steps: torch.Tensor, shift: int, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
     """cos and sin of the angles, [B, G, S, R], computed in float64 and rounded once to `dtype`."""
     total, valid = phase(positions, steps, shift)
     angle = torch.where(valid, total.double() * (2.0 * math.pi / 2.0**64), math.nan)

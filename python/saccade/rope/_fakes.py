@@ -42,7 +42,9 @@ def qk_norm_rope_bwd(dq, dk, q, k, q_weight, k_weight, *_):  # type: ignore[no-u
     return torch.empty_like(q), _like(k, q), *weights
 
 
-FAKES = {f.__name__: f for f in (apply_rope, apply_rope_, rope_freq_grad, qk_norm_rope, qk_norm_rope_, qk_norm_rope_bwd)}
+FAKES = {
+    f.__name__: f for f in (apply_rope, apply_rope_, rope_freq_grad, qk_norm_rope, qk_norm_rope_, qk_norm_rope_bwd)
+}
 
 for _name, _fake in FAKES.items():
     torch.library.register_fake(f"saccade::{_name}")(_fake)

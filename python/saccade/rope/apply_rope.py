@@ -123,7 +123,9 @@ def apply_rope(
     return q_out, None if k is None else k_out
 
 
-def _by_reference(q: torch.Tensor, k: torch.Tensor | None, positions: torch.Tensor, spec: RopeSpec, inplace: bool) -> Pair:
+def _by_reference(
+    q: torch.Tensor, k: torch.Tensor | None, positions: torch.Tensor, spec: RopeSpec, inplace: bool
+) -> Pair:
     options = {"interleaved": spec.pairing == "interleaved", "scale": spec.attention_factor}
     outs = []
     for x in (q, k):

@@ -127,7 +127,9 @@ def qk_norm_rope(
     if k is not None and q_weight is not None and k_weight is not None and q_weight.dtype != k_weight.dtype:
         raise TypeError(f"k_weight: expected the dtype of q_weight, {q_weight.dtype}, got {k_weight.dtype}")
     if spec.learned:
-        raise ValueError("spec: qk_norm_rope takes static frequencies; for learned ones normalise first, then apply_rope")
+        raise ValueError(
+            "spec: qk_norm_rope takes static frequencies; for learned ones normalise first, then apply_rope"
+        )
     if inplace:
         check_inplace(q, k)
         if torch.is_grad_enabled() and any(w is not None and w.requires_grad for w in (q_weight, k_weight)):

@@ -190,7 +190,10 @@ class RopeSpec:
         freq = self.inv_freq if _is_nested(self.inv_freq) else (self.inv_freq,)
         axis = self.axis if _is_nested(self.axis) else (self.axis,)
         return tuple(
-            tuple(tuple(f if a == n else 0.0 for f, a in zip(fs, ax, strict=True)) for fs, ax in zip(freq, axis, strict=True))
+            tuple(
+                tuple(f if a == n else 0.0 for f, a in zip(fs, ax, strict=True))
+                for fs, ax in zip(freq, axis, strict=True)
+            )
             for n in range(self.axes)
         )
 
