@@ -1,13 +1,10 @@
 // Launch of apply_rope: how the work is cut into blocks, and the 16 kernels (dtype x access width x pairing).
 #include "apply_rope.cuh"
 #include "apply_rope.h"
+#include "prim/tiling.cuh"
 
 namespace saccade {
 namespace {
-
-constexpr int64_t kTableBytes = 16 * 1024;  // lets four blocks share a multiprocessor on every architecture
-constexpr int64_t kItemsPerBlock = 8 * kRopeThreads;
-constexpr int64_t kEnoughBlocks = 1024;
 
 bool in_place(const Heads& heads) { return heads.heads == 0 || heads.x == heads.y; }
 
@@ -51,34 +48,15 @@ RopePlan make_plan(const RopeArgs& args) {
   if (plan.units == 0) return plan;
 
   const int64_t group_items = (args.q.heads + args.k.heads) / angles.groups;
-  const int64_t token_items = group_items * angles.groups * plan.units;
-  plan.table.width = plan.turn_units * pairs_per_unit;
-  const int64_t row_bytes = most(plan.table.width * static_cast<int64_t>(sizeof(CosSin)), 1);
-  int64_t tokens = 1;  // a power of two: enough work to pay for the table, few enough that many blocks share the tokens
-  while (tokens < 32 && tokens * 2 * plan.units <= kRopeThreads && tokens * 2 * row_bytes <= kTableBytes &&
-         tokens * token_items < kItemsPerBlock && args.batch * ceil_div(args.tokens, tokens * 2) >= kEnoughBlocks) {
-    tokens *= 2;
-  }
-  plan.table.tokens = static_cast<int32_t>(tokens);
-  plan.tiles = ceil_div(args.tokens, tokens);
-  const int64_t blocks = args.batch * plan.tiles;
-
-  // Groups share nothing but positions, so they may go to different blocks at no cost.
-  const int64_t slots = most(kRopeThreads / (tokens * plan.units), 1);
-  int64_t groups = most(least(angles.groups, kTableBytes / (row_bytes * tokens)), 1);
-  while (groups > 1 && groups * group_items > slots && blocks * ceil_div(angles.groups, groups) < kEnoughBlocks) {
-    groups = ceil_div(groups, 2);
-  }
-  plan.table.groups = static_cast<int32_t>(groups);
-  plan.group_slots = static_cast<int32_t>(least(groups, slots));
-  const int64_t head_slots = least(slots / plan.group_slots, group_items);
-  plan.head_slots = static_cast<int32_t>(head_slots);
-
-  // Few tokens: the heads of a group go to several blocks, each of which computes the angles again.
-  const int64_t group_blocks = blocks * ceil_div(angles.groups, groups);
-  int64_t parts = 1;
-  if (groups == 1) parts = most(least(ceil_div(group_items, head_slots), kEnoughBlocks / most(group_blocks, 1)), 1);
-  plan.items = static_cast<int32_t>(ceil_div(group_items, parts));
+  const int64_t width = plan.turn_units * pairs_per_unit;
+  const Tiling tiling = make_tiling(args, kRopeThreads, plan.units, group_items, width * sizeof(CosSin));
+  plan.table = {tiling.tokens, tiling.groups, angles.begin, static_cast<int32_t>(width)};
+  plan.tiles = static_cast<uint32_t>(tiling.tiles);
+  plan.q_heads = static_cast<int32_t>(args.q.heads / angles.groups);
+  plan.k_heads = static_cast<int32_t>(args.k.heads / angles.groups);
+  plan.group_slots = tiling.group_slots;
+  plan.head_slots = tiling.head_slots;
+  plan.items = static_cast<int32_t>(ceil_div(group_items, tiling.parts));
   return plan;
 }
 

@@ -12,7 +12,7 @@
 // heads. So an angle is computed once for all heads, and every byte of q and k moves once. In place, identity columns
 // are neither read nor written.
 #pragma once
-#include "prim/phase.cuh"
+#include "prim/rotate.cuh"
 #include "prim/vec.cuh"
 
 namespace saccade {
@@ -25,29 +25,16 @@ struct Columns {
 };
 
 struct RopePlan {
-  TableShape table;     // tokens, groups and padded pairs of a block
-  int64_t tiles;        // token tiles of a batch entry
-  int32_t group_slots;  // groups that a block walks side by side
-  int32_t head_slots;   // items that a block walks side by side
-  int32_t items;        // items of a block: all of a group, or a part where tokens are few
-  int32_t turn_units;   // units that turn
-  int32_t units;        // all units, with those that copy
+  TableShape table;          // tokens, groups and padded pairs of a block
+  uint32_t tiles;            // token tiles of a batch entry
+  int32_t q_heads, k_heads;  // of a group
+  int32_t group_slots;       // groups that a block walks side by side
+  int32_t head_slots;        // items that a block walks side by side
+  int32_t items;             // items of a block: all of a group, or a part where tokens are few
+  int32_t turn_units;        // units that turn
+  int32_t units;             // all units, with those that copy
   Columns copied[3];
 };
-
-// Turns a unit. Where the sine is 0 the product with it is left out: 0 * inf would be NaN, and -0 + 0 would be 0.
-template <bool kSomeStill, bool kInterleaved, int kVector, int kPairs>
-__device__ __forceinline__ void turn(const CosSin (&angle)[kPairs], float (&a)[kVector], float (&b)[kVector]) {
-#pragma unroll
-  for (int i = 0; i < kPairs; ++i) {
-    float& first = kInterleaved ? a[2 * i] : a[i];
-    float& second = kInterleaved ? a[2 * i + 1] : b[i];
-    const float c = angle[i].cos, s = angle[i].sin, x1 = first, x2 = second;
-    const bool still = kSomeStill && s == 0.0f;
-    first = still ? c * x1 : c * x1 - s * x2;
-    second = still ? c * x2 : s * x1 + c * x2;
-  }
-}
 
 template <typename T, int kAccess, bool kInterleaved>
 __global__ void __launch_bounds__(kRopeThreads, kInterleaved ? 4 : 3)
@@ -60,7 +47,7 @@ __global__ void __launch_bounds__(kRopeThreads, kInterleaved ? 4 : 3)
 
   const int kTokens = plan.table.tokens;
   const int64_t batch = blockIdx.x / plan.tiles;
-  const int64_t first_token = (blockIdx.x - batch * plan.tiles) * kTokens;
+  const int64_t first_token = static_cast<int64_t>(blockIdx.x % plan.tiles) * kTokens;
   const int count = static_cast<int>(args.tokens - first_token < kTokens ? args.tokens - first_token : kTokens);
   const int first_group = blockIdx.y * plan.table.groups;
   const int groups = min(plan.table.groups, angles.groups - first_group);
@@ -69,7 +56,7 @@ __global__ void __launch_bounds__(kRopeThreads, kInterleaved ? 4 : 3)
   Position* positions = reinterpret_cast<Position*>(shared);                     // [A, kTokens]
   CosSin* table = reinterpret_cast<CosSin*>(positions + angles.axes * kTokens);  // [kTokens, groups, width]
   if (plan.turn_units > 0)
-    build_table(angles, plan.table, batch, first_token, count, first_group, groups, positions, table);
+    build_table<kPairs>(angles, plan.table, batch, first_token, count, first_group, groups, positions, table);
 
   // thread = ((group_slot * head_slots + head_slot) * kTokens + token) * units + unit
   int rest = threadIdx.x;
@@ -104,8 +91,7 @@ __global__ void __launch_bounds__(kRopeThreads, kInterleaved ? 4 : 3)
   const int64_t k_from = batch * args.k.x_stride[0] + place * args.k.x_stride[2];
   const int64_t q_to = batch * args.q.y_stride[0] + place * args.q.y_stride[2];
   const int64_t k_to = batch * args.k.y_stride[0] + place * args.k.y_stride[2];
-  const int q_heads = static_cast<int>(args.q.heads / angles.groups);  // of a group
-  const int k_heads = static_cast<int>(args.k.heads / angles.groups);
+  const int q_heads = plan.q_heads, k_heads = plan.k_heads;
   const int first_item = blockIdx.z * plan.items;
   const int end_item = min(q_heads + k_heads, first_item + plan.items);
 
@@ -113,17 +99,8 @@ __global__ void __launch_bounds__(kRopeThreads, kInterleaved ? 4 : 3)
     CosSin angle[kPairs];  // [kPairs]
     bool some_still = false;
     if (turns) {
-      const CosSin* row = table + (token * plan.table.groups + group) * plan.table.width + unit * kPairs;
-#pragma unroll
-      for (int i = 0; i < kPairs; i += 2) {
-        struct alignas(16) Two {
-          CosSin first, second;
-        };
-        const Two two = *reinterpret_cast<const Two*>(row + i);
-        angle[i] = two.first;
-        angle[i + 1] = two.second;
-        some_still |= two.first.sin == 0.0f || two.second.sin == 0.0f;
-      }
+      const CosSin* row = table + (token * plan.table.groups + group) * plan.table.width;
+      some_still = load_angles(row, unit, plan.turn_units, angle);
     }
     for (int item = first_item + head_slot; item < end_item; item += plan.head_slots * kUnroll) {
       Vector a[kUnroll], b[kUnroll];
@@ -147,11 +124,7 @@ __global__ void __launch_bounds__(kRopeThreads, kInterleaved ? 4 : 3)
           float first[kVector], second[kVector];
           unpack<T>(a[u], first);
           unpack<T>(b[u], second);
-          if (some_still) {
-            turn<true, kInterleaved>(angle, first, second);
-          } else {
-            turn<false, kInterleaved>(angle, first, second);
-          }
+          rotate<kInterleaved>(angle, some_still, first, second);
           a[u] = pack<T>(first);
           b[u] = pack<T>(second);
         }

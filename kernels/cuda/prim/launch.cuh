@@ -26,6 +26,11 @@ template <typename... Params>
 const char* launch(void (*kernel)(Params...), dim3 grid, int threads, size_t shared_bytes, void* stream,
                    typename Same<Params>::type... args) {
 #ifdef __CUDACC__
+  if (shared_bytes > 48 * 1024) {
+    const cudaError_t error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
+    if (error != cudaSuccess) return cudaGetErrorString(error);
+  }
   kernel<<<grid, threads, shared_bytes, static_cast<cudaStream_t>(stream)>>>(args...);
   const cudaError_t error = cudaGetLastError();
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);

@@ -4,7 +4,11 @@
 //
 //   A, G, R     axes, head groups, pairs of columns        steps   [A, G, R], 2^-64 turns per 2^-shift of a position
 //   kTokens     tokens of the tile a block works on        count   how many of them exist
-//   width       pairs of a table row: end - begin, rounded up so that vector reads stay inside
+//   first_pair  pair of the first column of the table
+//   width       columns of the table: whole units of kPairs pairs, which one thread reads 16 bytes (two pairs) at a
+//   time.
+//               A row of the table is [kPairs / 2, units, 2], so that neighbouring threads read neighbouring 16 bytes:
+//               [units, kPairs] would be a fourfold bank conflict.
 #pragma once
 #include "../../rope_args.h"
 #include "launch.cuh"
@@ -23,7 +27,7 @@ struct alignas(8) CosSin {
 };
 
 struct TableShape {
-  int32_t tokens, groups, width;
+  int32_t tokens, groups, first_pair, width;
 };
 
 inline size_t table_bytes(const TableShape& shape, int32_t axes) {
@@ -101,10 +105,12 @@ __device__ inline void table_barrier() {
 }
 
 // Fills table [kTokens, groups, width] for the tokens first_token + [0, count) of a batch entry and the head groups
-// first_group + [0, groups), attention factor and direction included. Pairs begin + [0, end - begin) of the steps; what
-// rounding up adds is never used. All threads of the block call it; `positions` [A, kTokens] is scratch space.
-__device__ inline void build_table(const Angles& angles, const TableShape& shape, int64_t batch, int64_t first_token,
-                                   int count, int first_group, int groups, Position* positions, CosSin* table) {
+// first_group + [0, groups), attention factor and direction included; pairs outside [begin, end) get the identity (1,
+// 0). All threads of the block call it; `positions` [A, kTokens] is scratch space.
+template <int kPairs>
+__device__ __forceinline__ void build_table(const Angles& angles, const TableShape& shape, int64_t batch,
+                                            int64_t first_token, int count, int first_group, int groups,
+                                            Position* positions, CosSin* table) {
   int valid = 1;
   for (int i = threadIdx.x; i < angles.axes * count; i += blockDim.x) {
     const int axis = i / count, token = i - axis * count;
@@ -122,31 +128,38 @@ __device__ inline void build_table(const Angles& angles, const TableShape& shape
   const float nan = __uint_as_float(0x7fc00000u);
   if (row < rows) {
     for (int i = thread - row * columns; i < columns; i += threads) {
-      const int group = i / shape.width, pair = angles.begin + i - group * shape.width;
+      const int group = i / shape.width, pair = shape.first_pair + i - group * shape.width;
+      const int unit = (i - group * shape.width) / kPairs, in_unit = (i - group * shape.width) % kPairs;
+      const int place = (in_unit / 2 * (shape.width / kPairs) + unit) * 2 + in_unit % 2;
+      const bool turning = pair >= angles.begin && pair < angles.end;
       const int64_t plane = static_cast<int64_t>(angles.groups) * angles.pairs;
       const int64_t* steps = angles.steps + static_cast<int64_t>(first_group + group) * angles.pairs + pair;
       int64_t step = 0;
       int axis = 0, axes_that_turn = 0;
-      for (int a = 0; a < angles.axes && pair < angles.end; ++a) {
+#pragma unroll 1
+      for (int a = 0; a < angles.axes && turning; ++a) {
         if (const int64_t other = steps[a * plane]; other != 0) step = other, axis = a, ++axes_that_turn;
       }
+#pragma unroll 1
       for (int token = row; token < count; token += rows) {
         uint64_t phase = 0;
         if (axes_that_turn <= 1) {
           phase = turns(positions[axis * shape.tokens + token], step);
         } else {
+#pragma unroll 1
           for (int a = 0; a < angles.axes; ++a) phase += turns(positions[a * shape.tokens + token], steps[a * plane]);
         }
         CosSin turn = cos_sin(static_cast<int32_t>((phase + 0x80000000u) >> 32));
         if (angles.inverse) turn.sin = -turn.sin;
         turn = {turn.cos * angles.scale, turn.sin * angles.scale};
         if (!all_valid) {
+#pragma unroll 1
           for (int a = 0; a < angles.axes; ++a) {
             if (!positions[a * shape.tokens + token].valid) turn = {nan, nan};
           }
         }
-        if (pair >= angles.end) turn = {1.0f, 1.0f};
-        table[(token * shape.groups + group) * shape.width + i - group * shape.width] = turn;
+        if (!turning) turn = {1.0f, 0.0f};
+        table[(token * shape.groups + group) * shape.width + place] = turn;
       }
     }
   }
