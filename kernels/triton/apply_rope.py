@@ -102,18 +102,54 @@ def apply_rope_kernel(
     for i in tl.static_range(2 if HAS_K else 1):
         if i == 0:
             x_ptr, y_ptr, per_group = q_ptr, q_out_ptr, q_per_group
-            x_b, x_h, x_s, y_b, y_h, y_s = q_stride_b, q_stride_h, q_stride_s, q_out_stride_b, q_out_stride_h, q_out_stride_s
+            x_b, x_h, x_s, y_b, y_h, y_s = (
+                q_stride_b,
+                q_stride_h,
+                q_stride_s,
+                q_out_stride_b,
+                q_out_stride_h,
+                q_out_stride_s,
+            )
         else:
             x_ptr, y_ptr, per_group = k_ptr, k_out_ptr, k_per_group
-            x_b, x_h, x_s, y_b, y_h, y_s = k_stride_b, k_stride_h, k_stride_s, k_out_stride_b, k_out_stride_h, k_out_stride_s
+            x_b, x_h, x_s, y_b, y_h, y_s = (
+                k_stride_b,
+                k_stride_h,
+                k_stride_s,
+                k_out_stride_b,
+                k_out_stride_h,
+                k_out_stride_s,
+            )
         first, last = head_range(i_chunk, chunks, per_group, i_group)
         p_x = x_ptr + (i_b * x_b + s * x_s) * ALIGN
         p_y = y_ptr + (i_b * y_b + s * y_s) * ALIGN
         x_h, y_h = x_h.to(tl.int64) * ALIGN, y_h.to(tl.int64) * ALIGN
         if INTERLEAVED:
-            _interleaved_heads(p_x, p_y, x_h, y_h, first, last, h_row, m_row, pair, cos, sin, D, BEGIN, END, INPLACE, BLOCK_H, BLOCK_R)
+            _interleaved_heads(
+                p_x, p_y, x_h, y_h, first, last, h_row, m_row, pair, cos, sin, D, BEGIN, END, INPLACE, BLOCK_H, BLOCK_R
+            )
         else:
-            _half_heads(p_x, p_y, x_h, y_h, first, last, h_row, m_row, pair, cos, sin, D, R, BEGIN, END, INPLACE, BLOCK_H, BLOCK_R, BLOCK_REST)
+            _half_heads(
+                p_x,
+                p_y,
+                x_h,
+                y_h,
+                first,
+                last,
+                h_row,
+                m_row,
+                pair,
+                cos,
+                sin,
+                D,
+                R,
+                BEGIN,
+                END,
+                INPLACE,
+                BLOCK_H,
+                BLOCK_R,
+                BLOCK_REST,
+            )
 
 
 def _launch(q, q_out, k, k_out, positions, steps, shift, begin, end, interleaved, scale, inverse, inplace):
@@ -121,7 +157,7 @@ def _launch(q, q_out, k, k_out, positions, steps, shift, begin, end, interleaved
     k_heads = 0 if k is None else k.shape[1]
     axes, groups, pairs = steps.shape
     width = launch.widths(head_dim, pairs, interleaved)
-    config = launch.CONFIGS["apply_rope"][width["BLOCK_R"]]
+    config = launch.config("apply_rope", width)
     blocks = launch.token_blocks(config.rows, tokens)
     tiles = -(-tokens // blocks["BLOCK_S"])
     per_group = max(q_heads, k_heads) // groups

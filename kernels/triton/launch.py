@@ -21,7 +21,7 @@ SIZES = (
 ).split()
 
 # Small arguments whose alignment is not worth a kernel of its own.
-TABLES = ["position_ptr", "step_ptr", "q_weight_ptr", "k_weight_ptr", "weight_ptr"]
+TABLES = ["position_ptr", "step_ptr"]
 
 # Without it a * b + c becomes one operation with other bits than the CPU and CUDA implementations.
 OPTIONS = {"enable_fp_fusion": False}
@@ -37,8 +37,8 @@ class Config(NamedTuple):
     warps: int
 
 
-# {kind: {BLOCK_R: Config}}, BLOCK_R = pairs of a head rounded up to a power of two. With 16-bit elements every thread then
-# holds one 16-byte vector of each half of a head, and 8 pairs of cosines and sines.
+# {kind: {width: Config}}, width = pairs of a head rounded up to a power of two. With 16-bit elements every thread then holds
+# one 16-byte vector of each half of a head, and 8 pairs of cosines and sines.
 _TILES = {1: 128, 2: 128, 4: 128, 8: 128, 16: 64, 32: 32, 64: 16, 128: 8, 256: 4}
 CONFIGS: dict[str, dict[int, Config]] = {
     "apply_rope": {r: Config(rows, 4) for r, rows in _TILES.items()},
@@ -63,6 +63,11 @@ def widths(head_dim: int, pairs: int, interleaved: bool) -> dict[str, int]:
     if interleaved:
         return {"BLOCK_R": power_of_two((head_dim + 1) // 2), "BLOCK_REST": 1}
     return {"BLOCK_R": power_of_two(pairs), "BLOCK_REST": power_of_two(head_dim - 2 * pairs)}
+
+
+def config(kind: str, width: dict[str, int]) -> Config:
+    """Launch configuration for the result of `widths`."""
+    return CONFIGS[kind][max(width["BLOCK_R"], width["BLOCK_REST"] // 2)]
 
 
 def strides(x: torch.Tensor) -> tuple[int, int, int]:
@@ -94,7 +99,11 @@ def regular(tensors: Iterable[torch.Tensor], align: int) -> bool:
 
 def stride_args(align: int, **tensors: torch.Tensor) -> dict[str, int]:
     """`<name>_stride_{b,h,s}` of every tensor, in units of `align` elements."""
-    return {f"{name}_stride_{d}": st // align for name, x in tensors.items() for d, st in zip("bhs", strides(x), strict=True)}
+    return {
+        f"{name}_stride_{d}": st // align
+        for name, x in tensors.items()
+        for d, st in zip("bhs", strides(x), strict=True)
+    }
 
 
 def position_args(positions: torch.Tensor) -> dict[str, Any]:
@@ -116,7 +125,9 @@ def token_blocks(rows: int, tokens: int) -> dict[str, int]:
 
 def row_blocks(rows: int, q_heads: int, k_heads: int, grouped: bool) -> dict[str, Any]:
     """Blocks of the kernels that take all heads of a token, and whether they hold q and k in registers."""
-    block_h = min(rows, 4 if max(q_heads, k_heads) <= 4 or (q_heads % 8 and q_heads % 4 == 0 and q_heads < 32) else 8)
+    # Angles are computed once for BLOCK_S tokens by every warp; with one group, few heads a tile share that work best.
+    fits_four = max(q_heads, k_heads) <= 4 or (q_heads % 8 and q_heads % 4 == 0 and q_heads < 32)
+    block_h = min(rows, 16 if grouped else 4 if fits_four else 8)
     q_tiles, k_tiles = -(-q_heads // block_h), -(-k_heads // block_h)
     return {
         "BLOCK_H": block_h,
@@ -144,6 +155,11 @@ def on_device(x: torch.Tensor) -> Any:
     import torch
 
     return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
+
+
+def weight(x: torch.Tensor | None) -> torch.Tensor | None:
+    """A weight that starts at a multiple of 16 bytes; one that does not would be read, and so its rows summed, otherwise."""
+    return x if x is None or x.data_ptr() % 16 == 0 else aligned(x)
 
 
 def aligned(x: torch.Tensor) -> torch.Tensor:

@@ -8,12 +8,27 @@ import triton
 import triton.language as tl
 
 from saccade._triton.phase import rotate
-from saccade._triton.tile import join_pairs, load_columns, load_halves, narrow, split_pairs, store_columns, store_halves
+from saccade._triton.tile import (
+    INTERPRET,
+    join_pairs,
+    load_columns,
+    load_halves,
+    narrow,
+    split_pairs,
+    store_columns,
+    store_halves,
+)
 
 
 @triton.jit
 def load_parts(
-    p_row, m_row, D: tl.constexpr, R: tl.constexpr, INTERLEAVED: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_REST: tl.constexpr
+    p_row,
+    m_row,
+    D: tl.constexpr,
+    R: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_REST: tl.constexpr,
 ):
     """p_row: pointers [rows, 1] to column 0. Columns that a head lacks are zero."""
     if INTERLEAVED:
@@ -97,6 +112,20 @@ def parts_sum(x):
 
 
 @triton.jit
+def rstd(total, COUNT: tl.constexpr, eps):
+    """1 / sqrt(total / COUNT + eps), to about half a unit in the last place (the hardware's rsqrt alone has one)."""
+    if COUNT & (COUNT - 1) == 0:
+        v = total * (1.0 / COUNT) + eps
+    else:
+        v = tl.div_rn(total, tl.full(total.shape, COUNT, tl.float32)) + eps
+    r = tl.rsqrt(v)
+    if not INTERPRET:  # the interpreter has no fused multiply-add, and needs none
+        better = tl.fma(0.5 * r, tl.fma(-(v * r), r, 1.0), r)
+        r = tl.where(better == better, better, r)  # infinite v
+    return r
+
+
+@triton.jit
 def token_sum(row, BLOCK_H: tl.constexpr, BLOCK_S: tl.constexpr):
     """Sum of [rows] over the heads, for every row of the token, [rows]."""
     if BLOCK_H > 1:
@@ -122,7 +151,12 @@ def rotate_parts(x, c, s, INTERLEAVED: tl.constexpr):
 
 @triton.jit
 def zeros(
-    ROWS: tl.constexpr, D: tl.constexpr, R: tl.constexpr, INTERLEAVED: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_REST: tl.constexpr
+    ROWS: tl.constexpr,
+    D: tl.constexpr,
+    R: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_REST: tl.constexpr,
 ):
     """fp32 parts of zeros."""
     if INTERLEAVED:

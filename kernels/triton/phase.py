@@ -23,7 +23,9 @@ _RADIANS = tl.constexpr(float.fromhex("0x1.921fb6p-30"))  # T 2^-32
 
 
 @triton.jit
-def phase(p_position, position_stride, m_position, p_step, step_stride, m_step, AXES: tl.constexpr, SHIFT: tl.constexpr):
+def phase(
+    p_position, position_stride, m_position, p_step, step_stride, m_step, AXES: tl.constexpr, SHIFT: tl.constexpr
+):
     """Phase in 2^-64 turns, int64, and where it is valid, both of the common shape of p_position and p_step.
 
     p_position, p_step: pointers of axis 0, of shapes that broadcast together; the strides lead to the next axis.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
 
 # Of the kernel that sums weight gradients over whole rows: heads and blocks of tokens a program takes.
-DW_HEADS = 4
+DW_HEADS = 2
 DW_TILES = 8
 
 
@@ -57,6 +57,7 @@ def _forward(q, q_out, k, k_out, q_weight, k_weight, positions, steps, shift, be
         for _, y, copy in pairs:
             y.copy_(copy)
         return
+    q_weight, k_weight = launch.weight(q_weight), launch.weight(k_weight)
     args = _spec_args(q, steps, shift, begin, end, interleaved, align)
     k_heads = 0 if k is None else k.shape[1]
     k, k_out = (q, q_out) if k is None else (k, k_out)
@@ -66,7 +67,7 @@ def _forward(q, q_out, k, k_out, q_weight, k_weight, positions, steps, shift, be
         "k_weight_ptr": q if k_weight is None else k_weight, "WEIGHT_K": k_weight is not None,
     }  # fmt: skip
     args |= launch.position_args(positions) | launch.stride_args(align, q=q, q_out=q_out, k=k, k_out=k_out)
-    config = launch.CONFIGS["norm_row" if row else "norm_head"][args["BLOCK_R"]]
+    config = launch.config("norm_row" if row else "norm_head", args)
     with launch.on_device(q):
         if row:
             blocks = launch.row_blocks(config.rows, q.shape[1], k_heads, steps.shape[1] > 1)
@@ -100,7 +101,7 @@ def qk_norm_rope_(q, k, q_weight, k_weight, positions, steps, shift, begin, end,
 
 def _head_backward(dq, dk, q, k, dx, q_weight, k_weight, args, positions, steps, align):
     """Both tensors in one kernel; returns the weights' partial sums [programs, D], None without a weight."""
-    config = launch.CONFIGS["norm_head_bwd"][args["BLOCK_R"]]
+    config = launch.config("norm_head_bwd", args)
     programs, sizes = _head_args(q, k, steps, config.rows)
     partial = [
         None if w is None or x is None else q.new_empty((programs, q.shape[-1]), dtype=launch.float32())
@@ -126,7 +127,7 @@ def _row_backward(dy, x, dx, weight, args, positions, steps, align):
     import torch
 
     batch, heads, tokens, head_dim = x.shape
-    config = launch.CONFIGS["norm_row_bwd"][args["BLOCK_R"]]
+    config = launch.config("norm_row_bwd", args)
     blocks = launch.row_blocks(config.rows, heads, 0, False)
     block_s, block_h = blocks["BLOCK_S"], blocks["BLOCK_H"]
     tiles = -(-tokens // block_s)
@@ -169,6 +170,7 @@ def qk_norm_rope_bwd(
         return x if x is None or launch.regular((x,), align) else launch.aligned(x)
 
     q_dx, k_dx = (None if x is None else usable(x) for x in (q_grad, None if k is None else k_grad))
+    q_weight, k_weight = launch.weight(q_weight), launch.weight(k_weight)
     dq, dk, q, k = usable(dq), usable(dk), usable(q), usable(k)
     args = _spec_args(q, steps, shift, begin, end, interleaved, align) | {"step_ptr": steps, "scale": scale, "eps": eps}
     if row:

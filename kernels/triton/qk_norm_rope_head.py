@@ -13,6 +13,7 @@ from saccade._triton.parts import (
     multiply,
     rotate_parts,
     row_sum,
+    rstd,
     scaled,
     store_parts,
     summed,
@@ -39,7 +40,7 @@ def _norm_heads(
         h_next = h + BLOCK_H
         x_next = load_parts(p_x + h_next * x_stride_h, m_row & (h_next < last), D, R, INTERLEAVED, BLOCK_R, BLOCK_REST)
         y = widen(x)
-        y = scaled(y, tl.rsqrt(row_sum(y, y) * (1.0 / D) + eps)[:, None])
+        y = scaled(y, rstd(row_sum(y, y), D, eps)[:, None])
         if WEIGHT:
             y = multiply(y, weight)
         y = rotate_parts(y, cos, sin, INTERLEAVED)
@@ -65,7 +66,7 @@ def _norm_heads_bwd(
         x = widen(load_parts(p_x + h * x_stride_h, m, D, R, INTERLEAVED, BLOCK_R, BLOCK_REST))
         g = widen(load_parts(p_dy + h * dy_stride_h, m, D, R, INTERLEAVED, BLOCK_R, BLOCK_REST))
         g = rotate_parts(g, cos, sin, INTERLEAVED)
-        r = tl.rsqrt(row_sum(x, x) * (1.0 / D) + eps)[:, None]
+        r = rstd(row_sum(x, x), D, eps)[:, None]
         x = scaled(x, r)
         if WEIGHT:
             total = added(total, multiply(g, x))

@@ -15,6 +15,7 @@ from saccade._triton.parts import (
     multiply,
     parts_sum,
     rotate_parts,
+    rstd,
     scaled,
     store_parts,
     token_sum,
@@ -36,7 +37,9 @@ def _rstd(
     held = ()
     if HOLD:
         for i in tl.static_range(0, HEADS, BLOCK_H):
-            x = load_parts(p_x + (i + h_row) * x_stride_h, m_row & (i + h_row < HEADS), D, R, INTERLEAVED, BLOCK_R, BLOCK_REST)
+            x = load_parts(
+                p_x + (i + h_row) * x_stride_h, m_row & (i + h_row < HEADS), D, R, INTERLEAVED, BLOCK_R, BLOCK_REST
+            )
             held = held + (x,)
         for i in tl.static_range(len(held)):
             x = widen(held[i])
@@ -47,7 +50,7 @@ def _rstd(
             x = widen(load_parts(p_x + h * x_stride_h, m_row & (h < HEADS), D, R, INTERLEAVED, BLOCK_R, BLOCK_REST))
             total = added(total, multiply(x, x))
     square = token_sum(parts_sum(total), BLOCK_H, BLOCK_S)
-    return tl.rsqrt(square * (1.0 / (HEADS * D)) + eps)[:, None], held
+    return rstd(square, HEADS * D, eps)[:, None], held
 
 
 @triton.jit
@@ -71,7 +74,9 @@ def _norm_row(
     BLOCK_S: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_REST: tl.constexpr,
 ):  # fmt: skip
     """One tensor. cos, sin: those of the only group, if not GROUPED."""
-    r, held = _rstd(p_x, x_stride_h, h_row, m_row, eps, HEADS, D, R, INTERLEAVED, HOLD, BLOCK_S, BLOCK_H, BLOCK_R, BLOCK_REST)
+    r, held = _rstd(
+        p_x, x_stride_h, h_row, m_row, eps, HEADS, D, R, INTERLEAVED, HOLD, BLOCK_S, BLOCK_H, BLOCK_R, BLOCK_REST
+    )
     if HOLD:
         for i in tl.static_range(len(held)):
             h = i * BLOCK_H + h_row
@@ -92,7 +97,9 @@ def _norm_row(
                     p_position, position_stride_a, m_row, step_ptr, h * groups // HEADS, h < HEADS, groups, scale,
                     R, AXES, SHIFT, BEGIN, END, False, BLOCK_R,
                 )  # fmt: skip
-                _write(x, p_y, y_stride_h, w_ptr, h, m, r, own_cos, own_sin, D, R, INTERLEAVED, WEIGHT, BLOCK_R, BLOCK_REST)
+                _write(
+                    x, p_y, y_stride_h, w_ptr, h, m, r, own_cos, own_sin, D, R, INTERLEAVED, WEIGHT, BLOCK_R, BLOCK_REST
+                )
             else:
                 _write(x, p_y, y_stride_h, w_ptr, h, m, r, cos, sin, D, R, INTERLEAVED, WEIGHT, BLOCK_R, BLOCK_REST)
 
@@ -123,8 +130,12 @@ def qk_norm_rope_row_kernel(
     q_h, q_out_h = q_stride_h.to(tl.int64) * ALIGN, q_out_stride_h.to(tl.int64) * ALIGN
     k_h, k_out_h = k_stride_h.to(tl.int64) * ALIGN, k_out_stride_h.to(tl.int64) * ALIGN
     if JOINT:
-        q_r, q_held = _rstd(p_q, q_h, h_row, m_row, eps, Q_HEADS, D, R, INTERLEAVED, True, BLOCK_S, BLOCK_H, BLOCK_R, BLOCK_REST)
-        k_r, k_held = _rstd(p_k, k_h, h_row, m_row, eps, K_HEADS, D, R, INTERLEAVED, True, BLOCK_S, BLOCK_H, BLOCK_R, BLOCK_REST)
+        q_r, q_held = _rstd(
+            p_q, q_h, h_row, m_row, eps, Q_HEADS, D, R, INTERLEAVED, True, BLOCK_S, BLOCK_H, BLOCK_R, BLOCK_REST
+        )
+        k_r, k_held = _rstd(
+            p_k, k_h, h_row, m_row, eps, K_HEADS, D, R, INTERLEAVED, True, BLOCK_S, BLOCK_H, BLOCK_R, BLOCK_REST
+        )
         for i in tl.static_range(len(q_held)):
             h = i * BLOCK_H + h_row
             m = m_row & (h < Q_HEADS)
@@ -132,8 +143,40 @@ def qk_norm_rope_row_kernel(
                 p_position, position_stride_a, m_row, step_ptr, h * groups // Q_HEADS, h < Q_HEADS, groups, scale,
                 R, AXES, SHIFT, BEGIN, END, False, BLOCK_R,
             )  # fmt: skip
-            _write(q_held[i], p_q_out, q_out_h, q_weight_ptr, h, m, q_r, cos, sin, D, R, INTERLEAVED, WEIGHT_Q, BLOCK_R, BLOCK_REST)
-            _write(k_held[i], p_k_out, k_out_h, k_weight_ptr, h, m, k_r, cos, sin, D, R, INTERLEAVED, WEIGHT_K, BLOCK_R, BLOCK_REST)
+            _write(
+                q_held[i],
+                p_q_out,
+                q_out_h,
+                q_weight_ptr,
+                h,
+                m,
+                q_r,
+                cos,
+                sin,
+                D,
+                R,
+                INTERLEAVED,
+                WEIGHT_Q,
+                BLOCK_R,
+                BLOCK_REST,
+            )
+            _write(
+                k_held[i],
+                p_k_out,
+                k_out_h,
+                k_weight_ptr,
+                h,
+                m,
+                k_r,
+                cos,
+                sin,
+                D,
+                R,
+                INTERLEAVED,
+                WEIGHT_K,
+                BLOCK_R,
+                BLOCK_REST,
+            )
     else:
         cos, sin = s, s  # not used when GROUPED
         if not GROUPED:
@@ -142,11 +185,13 @@ def qk_norm_rope_row_kernel(
                 R, AXES, SHIFT, BEGIN, END, False, BLOCK_R,
             )  # fmt: skip
         _norm_row(
-            p_q, q_h, p_q_out, q_out_h, q_weight_ptr, h_row, m_row, p_position, position_stride_a, step_ptr, groups, scale, eps, cos, sin,
+            p_q, q_h, p_q_out, q_out_h, q_weight_ptr, h_row, m_row, p_position, position_stride_a, step_ptr, groups,
+            scale, eps, cos, sin,
             Q_HEADS, GROUPED, D, R, AXES, SHIFT, BEGIN, END, INTERLEAVED, WEIGHT_Q, HOLD_Q, BLOCK_S, BLOCK_H, BLOCK_R, BLOCK_REST,
         )  # fmt: skip
         if K_HEADS > 0:
             _norm_row(
-                p_k, k_h, p_k_out, k_out_h, k_weight_ptr, h_row, m_row, p_position, position_stride_a, step_ptr, groups, scale, eps, cos, sin,
+                p_k, k_h, p_k_out, k_out_h, k_weight_ptr, h_row, m_row, p_position, position_stride_a, step_ptr, groups,
+                scale, eps, cos, sin,
                 K_HEADS, GROUPED, D, R, AXES, SHIFT, BEGIN, END, INTERLEAVED, WEIGHT_K, HOLD_K, BLOCK_S, BLOCK_H, BLOCK_R, BLOCK_REST,
             )  # fmt: skip

@@ -18,6 +18,7 @@ from saccade._triton.parts import (
     multiply,
     parts_sum,
     rotate_parts,
+    rstd,
     scaled,
     store_parts,
     summed,
@@ -50,13 +51,33 @@ def qk_norm_rope_row_dx_kernel(
     p_x = x_ptr + (i_b * x_stride_b + s * x_stride_s) * ALIGN
     p_dy = dy_ptr + (i_b * dy_stride_b + s * dy_stride_s) * ALIGN
     p_dx = dx_ptr + (i_b * dx_stride_b + s * dx_stride_s) * ALIGN
-    x_h, dy_h, dx_h = x_stride_h.to(tl.int64) * ALIGN, dy_stride_h.to(tl.int64) * ALIGN, dx_stride_h.to(tl.int64) * ALIGN
+    x_h, dy_h, dx_h = (
+        x_stride_h.to(tl.int64) * ALIGN,
+        dy_stride_h.to(tl.int64) * ALIGN,
+        dx_stride_h.to(tl.int64) * ALIGN,
+    )
     if not GROUPED:
         cos, sin = group_cos_sin(
-            p_position, position_stride_a, m_row, step_ptr, i_b * 0, True, groups, scale, R, AXES, SHIFT, BEGIN, END, True, BLOCK_R
+            p_position,
+            position_stride_a,
+            m_row,
+            step_ptr,
+            i_b * 0,
+            True,
+            groups,
+            scale,
+            R,
+            AXES,
+            SHIFT,
+            BEGIN,
+            END,
+            True,
+            BLOCK_R,
         )
     square = zeros(BLOCK_H * BLOCK_S, D, R, INTERLEAVED, BLOCK_R, BLOCK_REST)
     cross = zeros(BLOCK_H * BLOCK_S, D, R, INTERLEAVED, BLOCK_R, BLOCK_REST)
+    r = tl.zeros((BLOCK_H * BLOCK_S, 1), tl.float32)
+    slope = r
     for i_pass in tl.static_range(2):  # the sums, then dx
         for first in range(0, HEADS, BLOCK_H):
             h = first + h_row
@@ -77,9 +98,11 @@ def qk_norm_rope_row_dx_kernel(
                 square = added(square, multiply(x, x))
                 cross = added(cross, multiply(g, x))
             else:
-                store_parts(p_dx + h * dx_h, m, scaled(added(g, scaled(x, slope)), r), D, R, INTERLEAVED, BLOCK_R, BLOCK_REST)
+                store_parts(
+                    p_dx + h * dx_h, m, scaled(added(g, scaled(x, slope)), r), D, R, INTERLEAVED, BLOCK_R, BLOCK_REST
+                )
         if i_pass == 0:
-            r = tl.rsqrt(token_sum(parts_sum(square), BLOCK_H, BLOCK_S) * (1.0 / (HEADS * D)) + eps)[:, None]
+            r = rstd(token_sum(parts_sum(square), BLOCK_H, BLOCK_S), HEADS * D, eps)[:, None]
             slope = token_sum(parts_sum(cross), BLOCK_H, BLOCK_S)[:, None] * (-1.0 / (HEADS * D)) * (r * r)
     tl.store(rstd_ptr + i_b * tokens + i_tile.to(tl.int64) * BLOCK_S + s_row, r, mask=m_row & (h_row == 0))
 
@@ -101,7 +124,7 @@ def qk_norm_rope_row_dw_kernel(
     h0 = i_unit.to(tl.int64) * UNROLL + tl.zeros((1, 1), tl.int64)
     x_h, dy_h = x_stride_h.to(tl.int64) * ALIGN, dy_stride_h.to(tl.int64) * ALIGN
     total = ()
-    for j in tl.static_range(UNROLL):
+    for _ in tl.static_range(UNROLL):
         total = total + (zeros(ROWS, D, R, INTERLEAVED, BLOCK_R, BLOCK_REST),)
     first = i_tile.to(tl.int64) * tiles_per_program * ROWS
     for i in range(tl.minimum(tiles_per_program, (tokens - first + ROWS - 1) // ROWS)):
@@ -111,7 +134,21 @@ def qk_norm_rope_row_dw_kernel(
         r = tl.load(rstd_ptr + i_b * tokens + s, mask=m_row, other=0.0)
         if not GROUPED:
             cos, sin = group_cos_sin(
-                p_position, position_stride_a, m_row, step_ptr, i_b * 0, True, groups, scale, R, AXES, SHIFT, BEGIN, END, True, BLOCK_R
+                p_position,
+                position_stride_a,
+                m_row,
+                step_ptr,
+                i_b * 0,
+                True,
+                groups,
+                scale,
+                R,
+                AXES,
+                SHIFT,
+                BEGIN,
+                END,
+                True,
+                BLOCK_R,
             )
         new = ()
         for j in tl.static_range(UNROLL):

@@ -62,7 +62,18 @@ def rope_freq_grad_kernel(
         p_k_dx = k_dx_ptr + (i_b * k_dx_stride_b + s * k_dx_stride_s) * ALIGN
         first = i_group * k_per_group
         total = _cross(
-            total, p_k, k_stride_h, p_k_dx, k_dx_stride_h, first, first + k_per_group, m_row, R, INTERLEAVED, ALIGN, BLOCK_R
+            total,
+            p_k,
+            k_stride_h,
+            p_k_dx,
+            k_dx_stride_h,
+            first,
+            first + k_per_group,
+            m_row,
+            R,
+            INTERLEAVED,
+            ALIGN,
+            BLOCK_R,
         )
     pair = tl.arange(0, BLOCK_R)
     p_position = position_ptr + i_b * position_stride_b + s * position_stride_s

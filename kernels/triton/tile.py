@@ -12,7 +12,7 @@ import os
 import triton
 import triton.language as tl
 
-_INTERPRET = tl.constexpr(os.environ.get("TRITON_INTERPRET", "0") == "1")
+INTERPRET = tl.constexpr(os.environ.get("TRITONINTERPRET", "0") == "1")
 
 
 @triton.jit
@@ -79,7 +79,7 @@ def join_pairs(x1, x2):
 @triton.jit
 def narrow(x, dtype: tl.constexpr):
     """fp32 to `dtype`, to nearest even. The interpreter cuts bfloat16 off, so there it is rounded beforehand."""
-    if _INTERPRET and dtype == tl.bfloat16:
+    if INTERPRET and dtype == tl.bfloat16:
         u = x.to(tl.uint32, bitcast=True)
         u = u + (0x7FFF + ((u >> 16) & 1))
         x = tl.where(x == x, u.to(tl.float32, bitcast=True), x)
