@@ -6,6 +6,7 @@ A class, a module's globals and `torch.nn` are never touched, so a second model 
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import inspect
 import textwrap
@@ -42,6 +43,7 @@ def _canonical(node: Any) -> str:
     return f"{type(node).__name__}({' '.join(parts)})"
 
 
+@functools.cache
 def fingerprint(function: Callable[..., Any]) -> str:
     """16 hexadecimal digits of what the function's source does; "no source" where there is none to read."""
     try:
@@ -135,7 +137,7 @@ class Swap:
             for site in self.sites:
                 assert site.forward is not None
                 method = types.MethodType(site.forward, site.module)
-                site.module.forward = method  # type: ignore[method-assign]
+                site.module.forward = method
                 self._done.append((site.module, method))
         except BaseException:
             self.restore()

@@ -100,9 +100,8 @@ def _text_call(turn: Turn) -> Callable[..., Any]:
 
 def _vision_call(turn: Turn) -> Callable[..., Any]:
     def rotate(q: torch.Tensor, k: torch.Tensor, positions: torch.Tensor, _: torch.Tensor) -> Any:
-        heads = (x.transpose(0, 1).unsqueeze(0) for x in (q, k))  # [N, H, D] -> [1, H, N, D], a view
-        out = turn(*heads, positions.t().unsqueeze(1))
-        return tuple(x.squeeze(0).transpose(0, 1) for x in out)
+        q, k = (x.transpose(0, 1).unsqueeze(0) for x in (q, k))  # [N, H, D] -> [1, H, N, D], a view
+        return tuple(x.squeeze(0).transpose(0, 1) for x in turn(q, k, positions.t().unsqueeze(1)))
 
     return rotate
 
@@ -152,7 +151,7 @@ def _sites(prefix: str, tower: nn.Module, names: tuple[str, ...], turn: Turn) ->
     for index, layer in enumerate(getattr(tower, layers)):
         module = getattr(layer, attention)
         if forward is None:
-            forward = with_globals(inspect.unwrap(type(module).forward), **{call: wrap(turn)})  # type: ignore[arg-type]
+            forward = with_globals(inspect.unwrap(type(module).forward), **{call: wrap(turn)})
         sites.append(Site(f"{prefix}.{layers}.{index}.{attention}".lstrip("."), module, "attention", forward))
     return sites
 
