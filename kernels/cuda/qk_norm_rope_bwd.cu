@@ -8,8 +8,8 @@ namespace saccade {
 namespace {
 
 // Rows of partial sums: enough blocks for the largest GPU, few enough that the second pass stays short.
-constexpr int64_t kHeadPartials = 2048;
-constexpr int64_t kRowPartials = 512;
+constexpr int64_t kHeadPartials = 2 * kEnoughBlocks;
+constexpr int64_t kRowPartials = kEnoughBlocks / 2;
 
 struct Launch {
   NormGradPlan plan;

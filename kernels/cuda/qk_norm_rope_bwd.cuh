@@ -196,7 +196,7 @@ __global__ void __launch_bounds__(kHeadGradThreads, kUnits == 1 ? 2 : 1)
       for (int i = 0; i < kVector; ++i) {
         float sum = dweight[n][v][i];
         for (int offset = plan.lanes; offset < kWarp; offset *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, offset);
-        if (threadIdx.x % kWarp < plan.lanes) {
+        if (static_cast<int>(threadIdx.x % kWarp) < plan.lanes) {
           sums[(threadIdx.x / kWarp * plan.lanes + lane) * kOfLane + (n * 2 + v) * kVector + i] = sum;
         }
       }

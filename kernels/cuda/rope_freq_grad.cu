@@ -7,7 +7,8 @@
 namespace saccade {
 namespace {
 
-constexpr int64_t kFreqBlocks = 1024;  // over all groups: rows of partial sums cost memory and time in the second pass
+constexpr int64_t kFreqBlocks =
+    kEnoughBlocks;  // over all groups: rows of partial sums cost memory and time in the second pass
 
 struct Launch {
   FreqPlan plan;

@@ -14,15 +14,16 @@ struct Problem {
   std::vector<int64_t> steps;
   RopeArgs args;
 
-  Problem(Dtype dtype, int heads, int kv_heads, int tokens, int head_dim, int groups)
-      : q(heads * tokens * head_dim, 0x3f80),
-        k(kv_heads * tokens * head_dim, 0x3f80),
+  Problem(Dtype dtype, int heads, int kv_heads, int tokens, int head_dim, int groups, int skew = 0)
+      : q(heads * tokens * head_dim + skew, 0x3f80),
+        k(kv_heads * tokens * head_dim + skew, 0x3f80),
         q_out(q.size()),
         k_out(k.size()),
         positions(2 * tokens, 1.5f),
         steps(2 * groups * (head_dim / 2), int64_t{1} << 59) {
     auto tensor = [&](std::vector<uint16_t>& x, std::vector<uint16_t>& y, int64_t count) {
-      return Heads{x.data(), y.data(), count, {0, head_dim, count * head_dim}, {0, head_dim, count * head_dim}};
+      return Heads{
+          x.data() + skew, y.data() + skew, count, {0, head_dim, count * head_dim}, {0, head_dim, count * head_dim}};
     };
     args.q = tensor(q, q_out, heads);
     args.k = tensor(k, k_out, kv_heads);

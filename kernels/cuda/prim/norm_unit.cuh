@@ -38,9 +38,11 @@ __device__ __forceinline__ NormTensor norm_tensor(const NormArgs& args, const No
                     : NormTensor{args.rope.k, args.k_weight, plan.group_heads[1], plan.per_element[1]};
 }
 
+constexpr int kNoPair = 1 << 20;
+
 struct Unit {
   int column[2], length[2];  // of the two vectors; a vector beyond the head has length 0
-  int pair;                  // first pair; R or more where the columns do not turn
+  int pair;                  // first pair; beyond the table where the columns do not turn
 };
 
 template <int kVector, bool kInterleaved>
@@ -53,7 +55,7 @@ __device__ __forceinline__ Unit norm_unit(int unit, int pairs, int head_dim) {
     result.column[1] = pairs + result.pair;
     result.length[0] = result.length[1] = min(kVector, pairs - result.pair);
   } else {
-    result.pair = kInterleaved ? unit * kVector : pairs;
+    result.pair = kInterleaved ? unit * kVector : kNoPair;
     result.column[0] = (kInterleaved ? 0 : 2 * pairs) + (unit - turn_units) * 2 * kVector;
     result.column[1] = result.column[0] + kVector;
     result.length[0] = max(0, min(kVector, head_dim - result.column[0]));

@@ -7,7 +7,10 @@ namespace saccade {
 
 constexpr int64_t kTableBytes = 16 * 1024;  // lets several blocks share a multiprocessor on every architecture
 constexpr int64_t kItemsPerThread = 8;      // what pays for the table
-constexpr int64_t kEnoughBlocks = 1024;     // several waves on the largest GPU
+#ifndef SACCADE_ENOUGH_BLOCKS  // the emulation takes few, so that small problems meet the same decisions as large ones
+#define SACCADE_ENOUGH_BLOCKS 1024
+#endif
+constexpr int64_t kEnoughBlocks = SACCADE_ENOUGH_BLOCKS;  // several waves on the largest GPU
 constexpr int64_t kMaxTokens = 32;
 
 struct Tiling {

@@ -1,10 +1,9 @@
-"""Inputs of the emulation tests, the pass rule, and the numpy twin of the angles that every implementation shares."""
+"""The numpy twin of the angles that every implementation shares, bit for bit."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
-
 from saccade.reference.turns import phase
 
 F = np.float32
@@ -47,38 +46,3 @@ def twin_table(
     nan = torch.tensor(float("nan"))
     turning = (torch.arange(steps.shape[2]) >= begin) & (torch.arange(steps.shape[2]) < end)
     return torch.where(valid, cosine, nan), torch.where(valid, sine, nan), turning
-
-
-def tensor(
-    batch: int, heads: int, tokens: int, width: int, dtype: torch.dtype, layout: str, generator: torch.Generator
-) -> torch.Tensor:
-    """A [B, H, S, D] view: "bhsd" and "bshd" memory, "packed" (inside a wider row) or "odd" (no alignment at all)."""
-    shape = {"bhsd": (batch, heads, tokens, width), "bshd": (batch, tokens, heads, width)}
-    if layout in shape:
-        x = torch.randn(shape[layout], generator=generator).to(dtype)
-        return x if layout == "bhsd" else x.transpose(1, 2)
-    extra = 16 if layout == "packed" else 3
-    flat = torch.randn(batch * tokens * heads * (width + extra) + 1, generator=generator).to(dtype)
-    start = 0 if layout == "packed" else 1
-    return flat[start : flat.numel() - 1 + start].view(batch, tokens, heads, -1)[..., :width].transpose(1, 2)
-
-
-def poisoned(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """An output like x, with x's strides and alignment, and the NaN buffer around it."""
-    span = 1 + sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True))
-    lead = x.data_ptr() % 16 // x.element_size()
-    buffer = torch.full((span + 32 + lead,), float("nan"), dtype=x.dtype)
-    base = (-buffer.data_ptr() // x.element_size()) % (16 // x.element_size()) + lead
-    return buffer.as_strided(x.shape, x.stride(), base), buffer
-
-
-def bits(x: torch.Tensor) -> torch.Tensor:
-    return x.contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()])
-
-
-def assert_within(out: torch.Tensor, exact: torch.Tensor, same_precision: torch.Tensor, factor: float = 2.0) -> None:
-    """max|out - exact| <= factor x max|torch in the same precision - exact|; NaN passes nowhere."""
-    assert not out.isnan().any(), f"{int(out.isnan().sum())} of {out.numel()} values are NaN"
-    error = (out.double() - exact).abs().max().item() if out.numel() else 0.0
-    budget = factor * (same_precision.double() - exact).abs().max().item() if out.numel() else 0.0
-    assert error <= budget, f"error {error:.3e}, budget {budget:.3e}"

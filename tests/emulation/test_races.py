@@ -1,0 +1,46 @@
+"""The emulated kernels under ThreadSanitizer: clean as they are, and a missing barrier is a reported data race."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import subprocess
+
+import pytest
+from emulation.cuda_emulator import compile_op
+
+OPS = ["apply_rope", "qk_norm_rope", "qk_norm_rope_bwd", "rope_freq_grad"]
+
+
+def watch(op: str, *flags: str) -> subprocess.CompletedProcess[str]:
+    """Build <op>.cpp with ThreadSanitizer and run it."""
+    program = compile_op(op, "-fsanitize=thread", *flags, shared=False)
+    command = [str(program)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    if "unexpected memory mapping" in done.stderr and shutil.which("setarch"):
+        # Kernels with 32 bits of address randomisation are too much for the sanitizer of older compilers.
+        command = ["setarch", platform.machine(), "-R", *command]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    return done
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_no_data_race(op: str) -> None:
+    done = watch(op)
+    assert done.returncode == 0 and "WARNING" not in done.stderr, done.stdout[-500:] + done.stderr[-3000:]
+
+
+@pytest.mark.parametrize(
+    ("op", "barrier"),
+    [
+        ("apply_rope", "TABLE"),
+        ("qk_norm_rope", "TABLE"),
+        ("qk_norm_rope", "SUM"),
+        ("qk_norm_rope_bwd", "SUM"),
+        ("rope_freq_grad", "SUM"),
+    ],
+)
+def test_a_missing_barrier_is_a_data_race(op: str, barrier: str) -> None:
+    done = watch(op, f"-DSACCADE_MUTANT_NO_{barrier}_BARRIER")
+    assert done.returncode != 0, "the kernels ran without a barrier, and nobody noticed"
+    assert "data race" in done.stderr
