@@ -28,10 +28,16 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, help="CPU threads; default torch's")
     parser.add_argument("--quick", action="store_true", help="few small cases, under a minute; no thresholds")
-    parser.add_argument("--check", action="store_true", help="evaluate the thresholds from this run; exit code 1 where one fails")
+    parser.add_argument(
+        "--check", action="store_true", help="evaluate the thresholds from this run; exit code 1 where one fails"
+    )
     parser.add_argument("--seconds", type=float, help="measuring time per case")
-    parser.add_argument("--deadline", type=float, help="start no new case after so many seconds; the rest is listed as not run")
-    parser.add_argument("--out", type=Path, default=HERE, help="folder for results/ and figures/; default bench/ itself")
+    parser.add_argument(
+        "--deadline", type=float, help="start no new case after so many seconds; the rest is listed as not run"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=HERE, help="folder for results/ and figures/; default bench/ itself"
+    )
     options = parser.parse_args(arguments)
     if options.quick and options.check:
         parser.error("--check needs the full sizes: leave out --quick")
@@ -82,7 +88,11 @@ def measure(session: Session, cases: Sequence[Case], options: argparse.Namespace
         if options.deadline is not None and time.monotonic() - start > options.deadline:
             new = [session.row(case, status="not run", reason=f"the deadline of {options.deadline:.0f} s had passed")]
         else:
-            print(f"[{number}/{len(cases)}] {case.family}: {case.name} {case.mode} {case.dtype} ...", file=sys.stderr, flush=True)
+            print(
+                f"[{number}/{len(cases)}] {case.family}: {case.name} {case.mode} {case.dtype} ...",
+                file=sys.stderr,
+                flush=True,
+            )
             new = run_case(case, session)
         rows += new
         report.print_case(new)
@@ -106,7 +116,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stamp = environment.stamp(nvml)
     run = stamp["time"].replace(":", "").replace("-", "").replace("+0000", "Z")
     roofs = roofline.measure(options.device, timer, quick=options.quick)
-    effort = Effort(options.seconds or (0.8 if options.quick else 2.0 if timer else 4.0), least=3 if options.quick else 5)
+    effort = Effort(
+        options.seconds or (0.8 if options.quick else 2.0 if timer else 4.0), least=3 if options.quick else 5
+    )
     name = torch.cuda.get_device_name() if timer else environment.cpu_model()
     session = Session(request, roofs, stamp, run, name, effort, timer, nvml)
     report.print_stamp(stamp, roofs)
@@ -117,7 +129,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             module = family(each)
             checks += module.checks(rows, request) if hasattr(module, "checks") else []
         report.print_checks(checks)
-    for path in [*save(session, rows, checks, options.out, options.quick), *pictures(session, rows, options.out, options.quick)]:
+    for path in [
+        *save(session, rows, checks, options.out, options.quick),
+        *pictures(session, rows, options.out, options.quick),
+    ]:
         print(f"wrote {path.relative_to(options.out)}")
     wrong = [r for r in rows if r.status in ("wrong", "error")]
     for row in wrong:

@@ -15,9 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-
 import saccade
+import torch
 from saccade._load import BINARY
 
 PACKAGES = ("torch", "triton", "transformers", "diffusers", "liger-kernel", "timm", "numpy")
@@ -26,7 +25,13 @@ _VARIABLES = re.compile(
     r"SACCADE_|OMP_|GOMP_|KMP_|MKL_|MALLOC_|TRITON_|TORCHINDUCTOR_|TORCH_|PYTORCH_|CUDA_|NVIDIA_TF32|CUBLAS_|LD_PRELOAD$"
 )
 # Bits of nvmlDeviceGetCurrentClocksEventReasons that mean "slower than it could be".
-THROTTLE = {0x4: "power cap", 0x8: "hardware slowdown", 0x20: "software thermal", 0x40: "hardware thermal", 0x80: "power brake"}
+THROTTLE = {
+    0x4: "power cap",
+    0x8: "hardware slowdown",
+    0x20: "software thermal",
+    0x40: "hardware thermal",
+    0x80: "power brake",
+}
 _ROOT = Path(__file__).parent.parent
 T = TypeVar("T")
 

@@ -58,7 +58,7 @@ def _roofline(axes: Any, groups: Sequence[Sequence[Row]], roofs: Roofs) -> None:
     axes.set_yscale("log")
     axes.set_xlabel("FLOP per byte", fontsize=6)
     axes.set_ylabel("TFLOP/s", fontsize=6)
-    axes.tick_params(labelsize=6)
+    axes.tick_params(labelsize=6, which="both")
     axes.set_title("roofline: copy and fp32 matmul measured in this run", fontsize=7)
 
 

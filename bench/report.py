@@ -44,7 +44,9 @@ def title(rows: Sequence[Row]) -> str:
     timed = [r for r in rows if r.timer]
     how = "; ".join(sorted({f"{r.timer}, {r.cache}" if r.cache else r.timer for r in timed}))
     floor = f", floor {first.floor_ms:.4g} ms" if first.floor_ms else ""
-    return f"{first.family}: {first.case} {first.mode}, {first.dtype} [{first.shape}]{floor}" + (f" ({how})" if how else "")
+    return f"{first.family}: {first.case} {first.mode}, {first.dtype} [{first.shape}]{floor}" + (
+        f" ({how})" if how else ""
+    )
 
 
 def print_table(heading: str, headings: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
@@ -64,7 +66,12 @@ def print_table(heading: str, headings: Sequence[str], lines: Iterable[Sequence[
     table = Table(title=Text(heading), title_justify="left", title_style="bold")
     for i, name in enumerate(headings):
         wide = headings is HEADINGS and i == 2  # reasons stand here
-        table.add_column(name, justify="right" if i and headings is HEADINGS else "left", overflow="fold", min_width=8 if wide else None)
+        table.add_column(
+            name,
+            justify="right" if i and headings is HEADINGS else "left",
+            overflow="fold",
+            min_width=8 if wide else None,
+        )
     for cells in lines:
         table.add_row(*(Text(c) for c in cells))
     console = Console(width=None if sys.stdout.isatty() else 160)
@@ -83,7 +90,11 @@ def print_case(rows: Sequence[Row]) -> None:
 def print_checks(checks: Sequence[Check]) -> None:
     """PASS, FAIL or NOT MEASURED per threshold."""
     verdict = {True: "PASS", False: "FAIL", None: "NOT MEASURED"}
-    print_table("thresholds", ("verdict", "what", "measured", "wanted"), [(verdict[c.ok], c.name, c.measured, c.wanted) for c in checks])
+    print_table(
+        "thresholds",
+        ("verdict", "what", "measured", "wanted"),
+        [(verdict[c.ok], c.name, c.measured, c.wanted) for c in checks],
+    )
 
 
 def print_stamp(stamp: dict[str, Any], roofs: Roofs) -> None:

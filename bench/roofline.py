@@ -52,20 +52,24 @@ def _matmul(device: str, dtype: torch.dtype, timer: CudaTimer | None, effort: Ef
         size *= 2
 
 
+def _copy(device: str, size: int, timer: CudaTimer | None, effort: Effort) -> float:
+    """GB/s of a copy of `size` bytes, read plus written."""
+    source, target = torch.ones(size // 4, device=device), torch.empty(size // 4, device=device)
+    target.fill_(0.0)  # pages exist before the clock runs
+    ms = _median(Call([lambda: target.copy_(source)]), timer, effort)
+    return 2 * source.nbytes / ms / 1e6
+
+
 def measure(device: str, timer: CudaTimer | None = None, *, quick: bool = False) -> Roofs:
     """Measure the roofs of a device; a few seconds, well under one where quick."""
     if device == "cuda":
         free = torch.cuda.mem_get_info()[0]
-        count = min(1 << 32, free // 8)
+        size = min(1 << 32, free // 8)
         effort = Effort(seconds=0.3, least=5, most=20)
     else:
-        count = 1 << (27 if quick else 28)
+        size = 1 << (27 if quick else 28)
         effort = Effort(seconds=0.3 if quick else 1.0, least=3, most=20)
-    source, target = torch.ones(count // 4, device=device), torch.empty(count // 4, device=device)
-    target.fill_(0.0)  # pages exist before the clock runs
-    ms = _median(Call([lambda: target.copy_(source)]), timer, effort)
-    copied = source.numel() * 4
-    del source, target
+    gbps = _copy(device, size, timer, effort)
     rates: dict[str, float] = {}
     sizes: dict[str, int] = {}
     precision = torch.get_float32_matmul_precision()
@@ -76,4 +80,4 @@ def measure(device: str, timer: CudaTimer | None = None, *, quick: bool = False)
             rates[name], sizes[name] = _matmul(device, dtype, timer, Effort(seconds=0.2, least=3, most=10))
     finally:
         torch.set_float32_matmul_precision(precision)
-    return Roofs(2 * copied / ms / 1e6, copied, rates, sizes)
+    return Roofs(gbps, size, rates, sizes)

@@ -143,9 +143,7 @@ def run_case(case: Case, session: Session) -> list[Row]:
     return rows
 
 
-def _time(
-    case: Case, calls: Sequence[Call], session: Session, sets: int
-) -> tuple[list[dict[str, Any]], list[Sample]]:
+def _time(case: Case, calls: Sequence[Call], session: Session, sets: int) -> tuple[list[dict[str, Any]], list[Sample]]:
     """Samples of the calls, and the GPU's states while they ran."""
     states: list[dict[str, Any]] = []
     nvml = session.nvml

@@ -133,9 +133,7 @@ class CudaTimer:
                 if probe is not None and done in (1, rounds // 2):
                     probe()  # the device is still busy with this round
         torch.cuda.synchronize()
-        return [
-            Sample("cuda events", "cold (flushed)", [a.elapsed_time(b) for a, b in own]) for own in marks
-        ]
+        return [Sample("cuda events", "cold (flushed)", [a.elapsed_time(b) for a, b in own]) for own in marks]
 
     def capture(self, call: Call) -> tuple[Any, int]:
         """A CUDA graph of `GRAPH_CALLS` or more calls over all buffer sets in turn, and their number."""

@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import saccade
 import torch
 import torch._functorch.config
+from saccade.rope import RopeSpec, apply_rope, qk_norm_rope
 
-import saccade
 from bench.cases import Call, Provider, Refused
 from bench.cases._rope_oracle import Norm
 from bench.cases._rope_peers import Peer, installed
-from saccade.rope import RopeSpec, apply_rope, qk_norm_rope
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 
@@ -40,7 +40,10 @@ def heads(shape: tuple[int, int, int, int], dtype: torch.dtype, device: str, lay
 
 def _scratch(inputs: Inputs) -> list[Pair]:
     """Memory of its own for a competitor that writes."""
-    return [(q.clone(memory_format=torch.preserve_format), k.clone(memory_format=torch.preserve_format)) for q, k in inputs.pairs]
+    return [
+        (q.clone(memory_format=torch.preserve_format), k.clone(memory_format=torch.preserve_format))
+        for q, k in inputs.pairs
+    ]
 
 
 def _free(run: Callable[[], Any]) -> Callable[[], Any]:
@@ -62,7 +65,16 @@ def _ours(inputs: Inputs, impl: str, inplace: bool) -> Callable[[torch.Tensor, t
         q_weight, k_weight = weights or (norm.q_weight, norm.k_weight)
         kind = "row" if norm.row else "head"
         return qk_norm_rope(
-            q, k, place, spec, q_weight, k_weight, norm=kind, eps=norm.eps, inplace=inplace, impl=impl  # type: ignore[arg-type]
+            q,
+            k,
+            place,
+            spec,
+            q_weight,
+            k_weight,
+            norm=kind,
+            eps=norm.eps,
+            inplace=inplace,
+            impl=impl,  # type: ignore[arg-type]
         )
 
     return run
@@ -95,7 +107,9 @@ def _forward_call(
     return Call(runs, outputs, warm)
 
 
-def _backward_call(inputs: Inputs, run: Callable[..., Pair], weights: Sequence[torch.Tensor], writes: bool = False) -> Call:
+def _backward_call(
+    inputs: Inputs, run: Callable[..., Pair], weights: Sequence[torch.Tensor], writes: bool = False
+) -> Call:
     """The gradient alone: forward and its graph are made here, outside the clock."""
     calls = []
     for q, k in inputs.pairs:
@@ -106,7 +120,9 @@ def _backward_call(inputs: Inputs, run: Callable[..., Pair], weights: Sequence[t
         wanted = [*leaves, *weights]
         # Peers that write into their gradient get their own; values stay bounded, a rotation keeps lengths.
         own = [g.clone(memory_format=torch.preserve_format) if writes else g for g in inputs.gradients]
-        calls.append(lambda outs=outs, wanted=wanted, own=own: torch.autograd.grad(outs, wanted, own, retain_graph=True))
+        calls.append(
+            lambda outs=outs, wanted=wanted, own=own: torch.autograd.grad(outs, wanted, own, retain_graph=True)
+        )
 
     def outputs() -> Sequence[torch.Tensor]:
         if not writes:
@@ -144,7 +160,9 @@ def copy(inputs: Inputs) -> Call:
     return Call([lambda a=a, b=b: (b[0].copy_(a[0]), b[1].copy_(a[1])) for a, b in pairs])
 
 
-def peer(inputs: Inputs, made: Peer, mode: str, *, compiled: bool = False, table: bool = False, writes: bool = False) -> Call:
+def peer(
+    inputs: Inputs, made: Peer, mode: str, *, compiled: bool = False, table: bool = False, writes: bool = False
+) -> Call:
     """A peer's function, eager or compiled; `table` builds cos and sin inside the clock."""
     function = torch.compile(made.function, dynamic=False) if compiled else made.function
     cos, sin = made.table
@@ -188,7 +206,9 @@ def providers(
         build = lambda: peer(inputs, source(), mode, table=True)  # noqa: E731
         found.append(Provider(f"{name}, building the table", "peer", build, "plain", version))
     compiled = lambda: peer(inputs, source(), mode, compiled=True)  # noqa: E731
-    found.append(Provider(f"torch.compile of {name.removesuffix(' eager')}", "compile", compiled, "plain", torch.__version__))
+    found.append(
+        Provider(f"torch.compile of {name.removesuffix(' eager')}", "compile", compiled, "plain", torch.__version__)
+    )
     if make_liger is not None:
         # It rotates q and k where they lie, and the gradients too.
         build = lambda: peer(inputs, make_liger(), mode, writes=True)  # noqa: E731

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from saccade.rope import RopeSpec
 
 from bench.cases import Expected
 from bench.gate import largest_error
-from saccade.rope import RopeSpec
 
 _TOKENS = 2048  # computed at once
 
@@ -31,7 +31,9 @@ class Norm:
     eps: float = 1e-6
 
 
-def _table(positions: torch.Tensor, spec: RopeSpec, level: str, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+def _table(
+    positions: torch.Tensor, spec: RopeSpec, level: str, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
     """cos and sin [B, G, S, R] for positions [A, B, S]."""
     angles = torch.float32 if level == "plain" else torch.float64
     frequencies = torch.tensor(spec.dense(), dtype=torch.float64, device=positions.device)  # [A, G, R]

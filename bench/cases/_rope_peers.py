@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from saccade.rope import RopeSpec
 
 from bench.cases import Refused
 from bench.cases._rope_oracle import Norm
-from saccade.rope import RopeSpec
 
 Tensor = torch.Tensor
 Function = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -111,7 +111,13 @@ def _config(module: Any, name: str, q: Tensor, k: Tensor, theta: float, sections
 
 
 def qwen(
-    model: str, spec: RopeSpec, positions: Tensor, q: Tensor, k: Tensor, norm: Norm | None, theta: float,
+    model: str,
+    spec: RopeSpec,
+    positions: Tensor,
+    q: Tensor,
+    k: Tensor,
+    norm: Norm | None,
+    theta: float,
     sections: tuple[int, ...],
 ) -> Peer:
     """Qwen2.5-VL ("qwen2_5_vl") or, with a norm over each head, Qwen3-VL ("qwen3_vl"), from transformers.

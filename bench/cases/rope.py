@@ -7,20 +7,21 @@ the columns of identity pairs do not move. FLOPs: 3 per rotated element (two pro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
+from saccade.rope import RopeSpec, presets
+from saccade.rope import positions as place
 
 from bench import memory
 from bench.cases import Case, Check, Counts, Problem, Request, buffer_sets
 from bench.cases import _rope_peers as peers
 from bench.cases._rope_calls import Inputs, heads, providers
 from bench.cases._rope_oracle import Norm, expected
+from bench.cases._rope_sanitize import calls
 from bench.rows import Row
-from saccade.rope import RopeSpec, presets
-from saccade.rope import positions as place
 
 BF16, FP32 = "bfloat16", "float32"
 Grid = tuple[int, int, int]
@@ -111,7 +112,12 @@ def _cpu(quick: bool) -> list[tuple[Model, str, tuple[str, ...]]]:
     row = _wan("Wan norm + RoPE", 12, grid)
     both = (FP32, BF16)
     if quick:
-        return [(plain, "forward", both), (head, "forward", (BF16,)), (row, "forward", (BF16,)), (plain, "backward", (BF16,))]
+        return [
+            (plain, "forward", both),
+            (head, "forward", (BF16,)),
+            (row, "forward", (BF16,)),
+            (plain, "backward", (BF16,)),
+        ]
     return [
         (plain, "forward", both),
         (head, "forward", both),
@@ -149,7 +155,8 @@ def _cuda(quick: bool) -> list[tuple[Model, str, tuple[str, ...]]]:
     ]
     if quick:
         return order
-    return order + [
+    return [
+        *order,
         (hunyuan, "forward", (BF16,)),
         (ltx, "forward", (BF16,)),
         (cog, "forward", (BF16,)),
@@ -238,3 +245,8 @@ def checks(rows: Sequence[Row], request: Request) -> list[Check]:
     if request.device == "cuda":
         return cuda_checks(rows)
     return cpu_checks(rows, {c.name + c.mode + c.dtype: c for c in cases(request)}, memory.peak_extra_fresh, request)
+
+
+def sanitize(impl: str, device: str) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Small awkward calls of every op, for compute-sanitizer."""
+    return calls(impl, device)
