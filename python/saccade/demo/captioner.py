@@ -192,7 +192,7 @@ def backward(model: Any, inputs: Inputs) -> tuple[torch.Tensor, dict[str, torch.
     logits = forward(model, inputs)
     start = inputs.target
     loss = torch.nn.functional.cross_entropy(logits[start - 1 : -1], inputs.ids[0, start:])
-    loss.backward()  # type: ignore[no-untyped-call]
+    torch.autograd.backward(loss)
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad(set_to_none=True)
     return logits.detach(), gradients

@@ -184,16 +184,12 @@ def _text_rows(model: Any, inputs: Inputs) -> list[Row]:
     exacts = turn(q.double(), k.double(), positions)
     mine = q.clone(), k.clone()
     detail = f"{_TEXT_HEADS[0]}+{_TEXT_HEADS[1]} heads x {tokens} x {spec.head_dim}"
-    rows = [
-        _op_row(
-            "text rotary (M-RoPE)",
-            detail,
-            stock.apply_rotary_pos_emb,
-            (q, k, cos, sin),
-            lambda inplace: apply_rope(*(mine if inplace else (q, k)), positions, spec, inplace=inplace),
-            exacts,
-        )
-    ]
+
+    def rotate(inplace: bool) -> Any:
+        here = mine if inplace else (q, k)
+        return apply_rope(here[0], here[1], positions, spec, inplace=inplace)
+
+    rows = [_op_row("text rotary (M-RoPE)", detail, stock.apply_rotary_pos_emb, (q, k, cos, sin), rotate, exacts)]
     norms = [stock.Qwen2_5_VLRMSNorm(spec.head_dim) for _ in range(2)]
     generator = torch.Generator().manual_seed(2)
     weights = [torch.rand(spec.head_dim, generator=generator) + 0.5 for _ in norms]
@@ -203,22 +199,17 @@ def _text_rows(model: Any, inputs: Inputs) -> list[Row]:
     def eager(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> Any:
         return stock.apply_rotary_pos_emb(norms[0](q), norms[1](k), cos, sin)
 
-    normed = (
+    def norm_and_rotate(inplace: bool) -> Any:
+        here = mine if inplace else (q, k)
+        return qk_norm_rope(here[0], here[1], positions, spec, weights[0], weights[1], inplace=inplace)
+
+    normed = [
         x.double() * torch.rsqrt(x.double().square().mean(-1, keepdim=True) + 1e-6) * weight.double()
         for x, weight in zip((q, k), weights, strict=True)
-    )
-    exacts = turn(*normed, positions)
+    ]
+    exacts = turn(normed[0], normed[1], positions)
     rows.append(
-        _op_row(
-            "q/k norm + rotary",
-            "the same, as in Qwen3-VL",
-            eager,
-            (q, k, cos, sin),
-            lambda inplace: qk_norm_rope(
-                *(mine if inplace else (q, k)), positions, spec, weights[0], weights[1], inplace=inplace
-            ),
-            exacts,
-        )
+        _op_row("q/k norm + rotary", "the same, as in Qwen3-VL", eager, (q, k, cos, sin), norm_and_rotate, exacts)
     )
     return rows
 

@@ -169,6 +169,19 @@ def turned_by(model: nn.Module, *, text: Turn | None = None, vision: Turn | None
     return Swap(sites)
 
 
+def _check_frequencies(tower: nn.Module, names: tuple[str, ...], spec: RopeSpec) -> None:
+    """The model's own spec comes from its config, so a buffer that was changed by hand must not be passed over."""
+    buffer = getattr(getattr(tower, names[1], None), "inv_freq", None)
+    if not isinstance(buffer, torch.Tensor) or buffer.device.type == "meta":
+        return
+    expected = torch.tensor(spec.inv_freq[: buffer.numel()], dtype=torch.float64)
+    # Computed in fp32 at best, where a power is off by its logarithm (up to 14 for base 1e6) times an eps.
+    eps = max(torch.finfo(dtype).eps for dtype in (buffer.dtype, torch.float32))
+    if not torch.allclose(buffer.double().cpu(), expected, rtol=32 * eps, atol=0.0):
+        kind = "text" if names is _TEXT else "vision"
+        raise ValueError(f"{kind}_spec: inv_freq of the model is not that of its config; pass a RopeSpec of your own")
+
+
 def _check_spec(name: str, spec: RopeSpec, config: Any, axes: int) -> None:
     if not isinstance(spec, RopeSpec):
         raise TypeError(f"{name}: expected a RopeSpec, got {type(spec).__name__}")
@@ -216,6 +229,8 @@ def rotary(
             if type(module).__name__ != names[0]:
                 continue
             spec = default(module.config) if given is None else given
+            if given is None:
+                _check_frequencies(module, names, spec)
             _check_spec(f"{kind}_spec", spec, module.config, axes)
             turns[kind] = _by_spec(spec, impl, inplace)
     return turned_by(model, **turns)
