@@ -28,6 +28,12 @@ def torch_dir() -> Path:
     return torch
 
 
+def run(command: list[object]) -> None:
+    """Run a build step; its own output tells what is wrong, so no traceback is added."""
+    if subprocess.run([*map(str, command)]).returncode != 0:
+        sys.exit(f"saccade: the build failed in `{' '.join(map(str, command[:3]))} ...`; the messages above say why")
+
+
 class CMakeBuild(build_ext):
     """Runs CMake; the outcome is `_C.so`, or `_no_binary.txt` with the reason."""
 
@@ -52,9 +58,9 @@ class CMakeBuild(build_ext):
         if archs := os.environ.get("SACCADE_CUDA_ARCHS"):
             options["SACCADE_CUDA_ARCHS"] = archs
         configure = ["cmake", "-S", ROOT, "-B", build, "-G", "Ninja", *(f"-D{k}={v}" for k, v in options.items())]
-        subprocess.run([*map(str, configure)], check=True)
+        run(configure)
         jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
-        subprocess.run(["cmake", "--build", str(build), "--parallel", jobs], check=True)
+        run(["cmake", "--build", build, "--parallel", jobs])
         if "CMAKE_CUDA_COMPILER:" not in (build / "CMakeCache.txt").read_text() or cuda == "OFF":
             self.warn(
                 "saccade was built without CUDA kernels (no nvcc, or SACCADE_CUDA=OFF): CPU and Triton kernels remain"

@@ -67,11 +67,14 @@ void tile(const RopeArgs& args, int64_t item) {
     table.fill(a, order, group, batch, token, count);
     for (const Heads* heads : {&args.q, &args.k}) {
       const int64_t per_group = heads->heads / a.groups;
-      each_row<T>(*heads, args.head_dim, batch, token, count, group * per_group, (group + 1) * per_group,
-                  [&](int64_t, int t, const T* x, T* y) {
-                    rotate_token<T, kInterleaved>(a, args.head_dim, x, y, table.cos + t * table.slots,
-                                                  table.sin + t * table.slots, table.still[t]);
-                  });
+      const Walk<T> walk(*heads, args.head_dim, batch, token, count, group * per_group, (group + 1) * per_group);
+      for (int64_t o = 0; o < walk.outer; ++o)
+        for (int64_t i = 0; i < walk.inner; ++i) {
+          const int t = walk.token(o, i);
+          walk.fetch(o, i);
+          rotate_token<T, kInterleaved>(a, args.head_dim, walk.x(o, i), walk.y(o, i), table.cos + t * table.slots,
+                                        table.sin + t * table.slots, table.still[t]);
+        }
     }
   }
 }

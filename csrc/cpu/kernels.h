@@ -9,7 +9,7 @@
 
 namespace saccade::cpu {
 
-constexpr int64_t kTileTokens = 32;  // cos and sin of 32 tokens and 64 pairs: 16 KiB, half of L1
+constexpr int64_t kTileTokens = 64;  // cos and sin of 32 tokens and 64 pairs: 16 KiB, half of L1
 constexpr int64_t kSumBlocks = 64;   // partial sums of a weight gradient: a fixed number, whatever the thread count
 
 struct Kernels {

@@ -50,6 +50,11 @@ float inverse_rms(float sum_of_squares, int64_t count, double eps) {
 }
 
 // ---- forward ---------------------------------------------------------------------------------------------------------
+// In place on sums of squares
+void inverse_rms(float* sums, int rows, int64_t count, double eps) {
+  for (int i = 0; i < rows; ++i) sums[i] = inverse_rms(sums[i], count, eps);
+}
+
 template <class T, bool kInterleaved>
 struct Forward {
   using R = Rows<T, kInterleaved>;
@@ -63,25 +68,48 @@ struct Forward {
     if (heads.heads == 0) return;
     Scratch weights((args.row ? heads.heads : 1) * l.length());
     load_weights<T, kInterleaved>(args, weight, heads.heads, l, weights.data);
-    float r[kTileTokens] = {};
+    float token_r[kTileTokens] = {};
     if (args.row) {
-      each_row<T>(heads, rope.head_dim, batch, token, count, 0, heads.heads,
-                  [&](int64_t, int t, const T* x, T*) { r[t] += R::squares(l, x); });
-      for (int t = 0; t < count; ++t) r[t] = inverse_rms(r[t], heads.heads * rope.head_dim, args.eps);
+      const Walk<T> walk(heads, rope.head_dim, batch, token, count, 0, heads.heads);
+      for (int64_t o = 0; o < walk.outer; ++o)
+        for (int64_t i = 0; i < walk.inner; ++i) {
+          walk.fetch(o, i);
+          token_r[walk.token(o, i)] += R::squares(l, walk.x(o, i));
+        }
+      inverse_rms(token_r, count, heads.heads * rope.head_dim, args.eps);
     }
     const int64_t per_group = heads.heads / angles.groups;
     for (int64_t group = 0; group < angles.groups; ++group) {
       if (angles.groups > 1) table.fill(angles, order, group, batch, token, count);
-      each_row<T>(heads, rope.head_dim, batch, token, count, group * per_group, (group + 1) * per_group,
-                  [&](int64_t head, int t, const T* x, T* y) {
-                    const float* w = weights.data + (args.row ? head * l.length() : 0);
-                    const float inverse = args.row ? r[t] : inverse_rms(R::squares(l, x), rope.head_dim, args.eps);
-                    const float *cos = table.cos + t * table.slots, *sin = table.sin + t * table.slots;
-                    if (table.still[t])
-                      R::template normalise<true>(l, x, y, inverse, w, cos, sin);
-                    else
-                      R::template normalise<false>(l, x, y, inverse, w, cos, sin);
-                  });
+      const Walk<T> walk(heads, rope.head_dim, batch, token, count, group * per_group, (group + 1) * per_group);
+      for (int64_t o = 0; o < walk.outer; ++o)
+        for (int64_t i = 0; i < walk.inner; i += kTileTokens)
+          normalise(walk, o, i, walk.inner - i < kTileTokens ? walk.inner - i : kTileTokens, weights.data, token_r, table);
+    }
+  }
+
+  // Rows [i, i + rows) of one run. All squares first: the square roots and divisions of many rows overlap.
+  void normalise(const Walk<T>& walk, int64_t o, int64_t i, int64_t rows, const float* weights, const float* token_r,
+                 const Table& table) const {
+    float row_r[kTileTokens];
+    if (!args.row) {
+      for (int64_t j = 0; j < rows; ++j) {
+        walk.fetch(o, i + j);
+        row_r[j] = R::squares(l, walk.x(o, i + j));
+      }
+      inverse_rms(row_r, static_cast<int>(rows), rope.head_dim, args.eps);
+    }
+    for (int64_t j = 0; j < rows; ++j) {
+      const int t = walk.token(o, i + j);
+      const T* x = walk.x(o, i + j);
+      T* y = walk.y(o, i + j);
+      const float r = args.row ? token_r[t] : row_r[j];
+      const float* w = weights + (args.row ? walk.head(o, i + j) * l.length() : 0);
+      const float *cos = table.cos + t * table.slots, *sin = table.sin + t * table.slots;
+      if (table.still[t])
+        R::template normalise<true>(l, x, y, r, w, cos, sin);
+      else
+        R::template normalise<false>(l, x, y, r, w, cos, sin);
     }
   }
 };

@@ -3,8 +3,16 @@
 `saccade.rope` has rotary embeddings for space and time. `saccade.explain(op, *args)` says which implementation runs.
 """
 
-from saccade import rope
+import torch as _torch
+
+from saccade import _dispatch, rope
 from saccade._dispatch import Explanation, explain
+
+if _dispatch.has_triton() and (_dispatch.interpreting() or _torch.cuda.device_count() > 0):
+    # Now, not at the first call: torch.compile must find the ops. Elsewhere no Triton kernel can run, and its import is saved.
+    from saccade._triton.register import register as _register
+
+    _register()
 
 __version__ = "0.1.0"
 __all__ = ["Explanation", "explain", "rope"]

@@ -58,7 +58,8 @@ def interpreting() -> bool:
 
 
 @functools.cache
-def _has_triton() -> bool:
+def has_triton() -> bool:
+    """Whether the triton package is installed."""
     return importlib.util.find_spec("triton") is not None
 
 
@@ -88,7 +89,7 @@ def _cuda(case: Case) -> Refusal:
 
 
 def _triton(case: Case) -> Refusal:
-    if not _has_triton():
+    if not has_triton():
         return "triton is not installed"
     if case.dtype == torch.float64:
         return "no float64 Triton kernel"

@@ -14,6 +14,9 @@ _HERE = Path(__file__).parent
 _MINIMUM_TORCH = (2, 10)
 
 
+_KEPT: list[torch.library.Library] = []  # a registration lives as long as its Library object
+
+
 @dataclass(frozen=True)
 class Binary:
     """What is known of the compiled library: `problem` is None when it is loaded and usable."""
@@ -24,7 +27,7 @@ class Binary:
     @property
     def architectures(self) -> tuple[str, ...]:
         """CUDA architectures it holds machine code for, such as ("80", "89", "90a"); empty without CUDA."""
-        return tuple(a for a in self.info.get("cuda_architectures", "").split(";") if a)
+        return tuple(a for a in self.info.get("cuda_architectures", "").split(",") if a)
 
 
 def schemas() -> dict[str, str]:
@@ -86,8 +89,7 @@ def load() -> Binary:
         why = note.read_text().strip() if note.exists() else "it has not been built"
         binary = Binary(f"no compiled library: {why}")
     if binary.problem:
-        global _python_schemas  # keeps the registrations alive
-        _python_schemas = _define_in_python()
+        _KEPT.append(_define_in_python())
     return binary
 
 

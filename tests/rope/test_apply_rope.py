@@ -7,7 +7,6 @@ import math
 import pytest
 import torch
 from rope.rope_cases import DTYPES, SPECS, TOKENS, spec
-
 from saccade.rope import RopeSpec, apply_rope
 from saccade.testing import check_budget, layouts, poison, rope_inputs
 
@@ -39,7 +38,15 @@ def test_matches_float64(implementation, name, dtype):
         (TOKENS[3], "bhsd", torch.int64),
     ]:
         q, k, p = rope_inputs(
-            s, q_heads=8, k_heads=4, tokens=tokens, dtype=dtype, layout=layout, positions=place, device=device
+            s,
+            batch=32 if tokens == 1 else 2,
+            q_heads=8,
+            k_heads=4,
+            tokens=tokens,
+            dtype=dtype,
+            layout=layout,
+            positions=place,
+            device=device,
         )
         outs = apply_rope(q, k, p, s, impl=impl)
         peers = apply_rope(q, k, p, s, impl="reference")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 from rope.rope_cases import spec
-
 from saccade.rope import RopeSpec, apply_rope, qk_norm_rope
 
 S = spec(64)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import pytest
+import saccade
 import torch
 from rope.rope_cases import SPECS, spec
-
-import saccade
 from saccade._load import schemas
 from saccade.rope import apply_rope, qk_norm_rope
 from saccade.testing import rope_inputs

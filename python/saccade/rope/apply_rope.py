@@ -104,40 +104,37 @@ def apply_rope(
     positions = check_positions(positions, q, spec)
     if inplace:
         check_inplace(q, k)
-    impl = _dispatch.select("apply_rope", impl, _case(q, k, positions, spec))
+    chosen = _dispatch.select("apply_rope", impl, _case(q, k, positions, spec))
     if inplace and spec.learned and torch.is_grad_enabled():
         raise ValueError("inplace: the spec's inv_freq requires grad; use inplace=False or torch.no_grad()")
-    if impl == "reference":
+    if chosen == "reference":
         return _by_reference(q, k, positions, spec, inplace)
     static = (spec.shift, *spec.active, spec.pairing == "interleaved", spec.attention_factor)
     inv_freq = spec.dense_tensor().to(q.device) if spec.learned else None
     steps = spec.steps(q.device)
     if inplace:
-        raw("apply_rope_", impl)(q, k, positions, steps, *static, False)
+        raw("apply_rope_", chosen)(q, k, positions, steps, *static, False)
         return q, k
     if torch.is_grad_enabled() and (q.requires_grad or (k is not None and k.requires_grad) or inv_freq is not None):
         k = k.view_as(k) if k is not None and k is q else k  # Dynamo refuses one tensor twice
-        q_out, k_out = _ApplyRope.apply(q, k, inv_freq, positions, steps, static, impl)
+        q_out, k_out = _ApplyRope.apply(q, k, inv_freq, positions, steps, static, chosen)
     else:
-        q_out, k_out = raw("apply_rope", impl)(q, k, positions, steps, *static, False)
+        q_out, k_out = raw("apply_rope", chosen)(q, k, positions, steps, *static, False)
     return q_out, None if k is None else k_out
 
 
 def _by_reference(
     q: torch.Tensor, k: torch.Tensor | None, positions: torch.Tensor, spec: RopeSpec, inplace: bool
 ) -> Pair:
-    options = {"interleaved": spec.pairing == "interleaved", "scale": spec.attention_factor}
-    outs = []
-    for x in (q, k):
-        if x is None:
-            outs.append(None)
-        elif spec.learned:
-            outs.append(reference.apply_rope_learned(x, positions, spec.dense_tensor().to(x.device), **options))
+    interleaved, scale = spec.pairing == "interleaved", spec.attention_factor
+
+    def one(x: torch.Tensor) -> torch.Tensor:
+        if spec.learned:
+            inv_freq = spec.dense_tensor().to(x.device)
+            out = reference.apply_rope_learned(x, positions, inv_freq, interleaved=interleaved, scale=scale)
         else:
-            outs.append(reference.apply_rope(x, positions, spec.steps(x.device), shift=spec.shift, **options))
-    if not inplace:
-        return outs[0], outs[1]  # type: ignore[return-value]
-    q.copy_(outs[0])  # type: ignore[arg-type]
-    if k is not None:
-        k.copy_(outs[1])  # type: ignore[arg-type]
-    return q, k
+            steps = spec.steps(x.device)
+            out = reference.apply_rope(x, positions, steps, shift=spec.shift, interleaved=interleaved, scale=scale)
+        return x.copy_(out) if inplace else out
+
+    return one(q), None if k is None else one(k)

@@ -135,25 +135,43 @@ def qk_norm_rope(
         if torch.is_grad_enabled() and any(w is not None and w.requires_grad for w in (q_weight, k_weight)):
             raise ValueError("inplace: a weight requires grad; use inplace=False or torch.no_grad()")
     case = _case(q, k, positions, spec, q_weight, k_weight)
-    impl = _dispatch.select("qk_norm_rope", impl, case)
+    chosen = _dispatch.select("qk_norm_rope", impl, case)
     interleaved, scale = spec.pairing == "interleaved", spec.attention_factor
     steps = spec.steps(q.device)
-    if impl == "reference":
-        options = {"shift": spec.shift, "interleaved": interleaved, "scale": scale, "eps": eps, "row": row}
-        q_out = reference.qk_norm_rope(q, q_weight, positions, steps, **options)  # type: ignore[arg-type]
-        k_out = None if k is None else reference.qk_norm_rope(k, k_weight, positions, steps, **options)  # type: ignore[arg-type]
-        if inplace:
-            return q.copy_(q_out), None if k is None or k_out is None else k.copy_(k_out)
-        return q_out, k_out
+    if chosen == "reference":
+        return _by_reference(q, k, positions, spec, q_weight, k_weight, float(eps), row, inplace)
     static = (spec.shift, *spec.active, interleaved, scale, float(eps), row)
     if inplace:
-        raw("qk_norm_rope_", impl)(q, k, q_weight, k_weight, positions, steps, *static)
+        raw("qk_norm_rope_", chosen)(q, k, q_weight, k_weight, positions, steps, *static)
         return q, k
     if case.needs_grad:
         # Dynamo refuses an autograd.Function that gets one tensor twice.
         k = k.view_as(k) if k is not None and k is q else k
         k_weight = k_weight.view_as(k_weight) if k_weight is not None and k_weight is q_weight else k_weight
-        q_out, k_out = _QkNormRope.apply(q, k, q_weight, k_weight, positions, steps, static, impl)
+        q_out, k_out = _QkNormRope.apply(q, k, q_weight, k_weight, positions, steps, static, chosen)
     else:
-        q_out, k_out = raw("qk_norm_rope", impl)(q, k, q_weight, k_weight, positions, steps, *static)
+        q_out, k_out = raw("qk_norm_rope", chosen)(q, k, q_weight, k_weight, positions, steps, *static)
     return q_out, None if k is None else k_out
+
+
+def _by_reference(
+    q: torch.Tensor,
+    k: torch.Tensor | None,
+    positions: torch.Tensor,
+    spec: RopeSpec,
+    q_weight: torch.Tensor | None,
+    k_weight: torch.Tensor | None,
+    eps: float,
+    row: bool,
+    inplace: bool,
+) -> Pair:
+    interleaved, scale = spec.pairing == "interleaved", spec.attention_factor
+
+    def one(x: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
+        steps = spec.steps(x.device)
+        out = reference.qk_norm_rope(
+            x, weight, positions, steps, shift=spec.shift, interleaved=interleaved, scale=scale, eps=eps, row=row
+        )
+        return x.copy_(out) if inplace else out
+
+    return one(q, q_weight), None if k is None else one(k, k_weight)

@@ -95,21 +95,23 @@ class RopeSpec:
     """Half-open range of pairs outside which every group is the identity."""
     _device_steps: dict[str, torch.Tensor] = field(init=False, repr=False, compare=False)
 
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)  # frozen: the constructor alone may
+
     def __post_init__(self) -> None:
-        put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731  (frozen dataclass)
         if isinstance(self.head_dim, bool) or not isinstance(self.head_dim, int) or not 1 <= self.head_dim <= 512:
             raise ValueError(f"head_dim: expected a whole number from 1 to 512, got {self.head_dim!r}")
         if self.pairing not in ("half", "interleaved"):
             raise ValueError(f'pairing: expected "half" or "interleaved", got {self.pairing!r}')
-        put("_device_steps", {})
+        self._set("_device_steps", {})
         learned = isinstance(self.inv_freq, torch.Tensor) and self.inv_freq.requires_grad
-        put("learned", learned)
+        self._set("learned", learned)
         if learned:
             if not self.inv_freq.is_floating_point():
                 raise TypeError(f"inv_freq: expected a floating dtype, got {self.inv_freq.dtype}")
             shape = tuple(self.inv_freq.shape)
         else:
-            put("inv_freq", _freeze(self.inv_freq, float, "inv_freq"))
+            self._set("inv_freq", _freeze(self.inv_freq, float, "inv_freq"))
             shape = _shape(self.inv_freq)
         wanted = (3,) if self.axis is None else (1, 2)
         if len(shape) not in wanted or any(n < 1 for n in shape):
@@ -127,7 +129,7 @@ class RopeSpec:
         self._check_axis(shape)
         pairs = shape[-1]
         if self.rotary_dim is None:
-            put("rotary_dim", 2 * pairs)
+            self._set("rotary_dim", 2 * pairs)
         elif self.rotary_dim != 2 * pairs:
             odd = " (odd)" if isinstance(self.rotary_dim, int) and self.rotary_dim % 2 else ""
             raise ValueError(
@@ -135,7 +137,7 @@ class RopeSpec:
             )
         if 2 * pairs > self.head_dim:
             raise ValueError(f"inv_freq: {pairs} pairs need {2 * pairs} columns, head_dim has {self.head_dim}")
-        put("attention_factor", float(self.attention_factor))
+        self._set("attention_factor", float(self.attention_factor))
         if not math.isfinite(self.attention_factor):
             raise ValueError(f"attention_factor: expected a finite number, got {self.attention_factor}")
         self._derive(shape)
@@ -144,7 +146,7 @@ class RopeSpec:
         if self.axis is None:
             count = shape[0]
         else:
-            object.__setattr__(self, "axis", _freeze(self.axis, int, "axis"))
+            self._set("axis", _freeze(self.axis, int, "axis"))
             if _shape(self.axis) != shape:
                 raise ValueError(f"axis: expected the shape of inv_freq, {list(shape)}, got {list(_shape(self.axis))}")
             flat = [a for row in (self.axis if _is_nested(self.axis) else (self.axis,)) for a in row]
@@ -152,7 +154,7 @@ class RopeSpec:
                 raise ValueError(f"axis: expected numbers from 0 up, got {min(flat)}")
             count = max(flat) + 1
         if self.axes is None:
-            object.__setattr__(self, "axes", count)
+            self._set("axes", count)
         elif self.axes < count or (self.axis is None and self.axes != count):
             raise ValueError(f"axes: the frequencies use {count} position axes, got {self.axes}")
         if self.axes is not None and self.axes > 8:
@@ -166,17 +168,16 @@ class RopeSpec:
 
     def _derive(self, shape: tuple[int, ...]) -> None:
         """Set what kernels ask for: groups, shift, active."""
-        put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
-        put("groups", 1 if len(shape) == 1 else shape[-2])
+        self._set("groups", 1 if len(shape) == 1 else shape[-2])
         if self.learned:
-            put("shift", _LEARNED_SHIFT)
-            put("active", (0, self.pairs))
+            self._set("shift", _LEARNED_SHIFT)
+            self._set("active", (0, self.pairs))
             return
         rows = [row for plane in self.dense() for row in plane]
-        put("shift", max(0, math.frexp(max(abs(f) for row in rows for f in row) / math.pi)[1]))
+        self._set("shift", max(0, math.frexp(max(abs(f) for row in rows for f in row) / math.pi)[1]))
         turning = [i for i in range(self.pairs) if any(row[i] for row in rows)]
         identity_outside = (turning[0], turning[-1] + 1) if turning else (0, 0)
-        put("active", identity_outside if self.attention_factor == 1.0 else (0, self.pairs))
+        self._set("active", identity_outside if self.attention_factor == 1.0 else (0, self.pairs))
         steps = [[[_step(f, self.shift) for f in row] for row in plane] for plane in self.dense()]
         self._device_steps["cpu"] = torch.tensor(steps, dtype=torch.int64)
 

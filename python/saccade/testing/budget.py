@@ -42,7 +42,11 @@ def error_budget(
     got, peer = out.detach().double().cpu(), same_precision.detach().double().cpu()
     exact = exact.detach().cpu()
     if not torch.equal(got.isnan(), exact.isnan()):
-        return Budget(float("inf"), 0.0, f"{int((got.isnan() != exact.isnan()).sum())} NaN where float64 has none, or none where it has")
+        return Budget(
+            float("inf"),
+            0.0,
+            f"{int((got.isnan() != exact.isnan()).sum())} NaN where float64 has none, or none where it has",
+        )
     infinite = exact.isinf() | got.isinf()
     if not torch.equal(got[infinite], exact[infinite]):
         return Budget(float("inf"), 0.0, "infinities differ")

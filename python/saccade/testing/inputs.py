@@ -54,5 +54,7 @@ def rope_inputs(
     k = heads((batch, k_heads, tokens, spec.head_dim), dtype, layout=layout, seed=seed + 1, device=device)
     generator = torch.Generator().manual_seed(seed + 2)
     assert spec.axes is not None
-    place = torch.rand(spec.axes, 1 if shared else batch, tokens, generator=generator, dtype=torch.float64) * 8192 - 4096
+    place = (
+        torch.rand(spec.axes, 1 if shared else batch, tokens, generator=generator, dtype=torch.float64) * 8192 - 4096
+    )
     return q, k, place.to(positions).to(device)
