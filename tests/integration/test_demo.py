@@ -345,6 +345,20 @@ def test_weights_from_a_folder(tmp_path, quick, monkeypatch):
         captioner.load(tmp_path / "weights")
 
 
+def test_an_unknown_transformers(monkeypatch):
+    import transformers
+
+    monkeypatch.setattr(transformers, "__version__", "4.57.6")
+    with pytest.raises(DemoError, match=r"needs transformers 5\.19 or newer, 4\.57\.6 is installed"):
+        captioner.load(None)
+    monkeypatch.undo()
+    from saccade.swap import qwen2_5_vl
+
+    monkeypatch.setattr(qwen2_5_vl, "_TESTED", {})
+    with pytest.raises(DemoError, match=r"is not one that Saccade was tested with: .* has an untested source"):
+        captioner.load(None)
+
+
 def test_the_clip_goes_through_the_real_positions(tmp_path):
     clip = read_clip(make_clip(tmp_path / "clip.mp4"))
     inputs = captioner.inputs_of(tiny(), clip)

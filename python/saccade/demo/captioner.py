@@ -12,6 +12,7 @@ import torch
 from saccade.demo.errors import DemoError
 from saccade.demo.patches import fit, patchify, resize
 from saccade.demo.video import Clip
+from saccade.swap.qwen2_5_vl import rotary
 
 __all__ = ["Inputs", "backward", "forward", "inputs_of", "load"]
 
@@ -94,12 +95,31 @@ def load(folder: Path | None) -> Any:
     Raises:
         DemoError: the folder holds no Qwen2.5-VL, or more than memory takes.
     """
-    from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
+    import transformers
 
+    if tuple(int(part) for part in transformers.__version__.split(".")[:2]) < (5, 19):
+        raise DemoError(f"the demo needs transformers 5.19 or newer, {transformers.__version__} is installed")
     if folder is None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            return Qwen2_5_VLForConditionalGeneration(_small()).eval()
+            model = transformers.Qwen2_5_VLForConditionalGeneration(_small()).eval()
+    else:
+        model = _weights(folder).eval()
+    try:
+        refused = rotary(model).refused
+    except ValueError as error:
+        raise DemoError(f"--model: {error}") from error
+    if refused:
+        raise DemoError(
+            f"transformers {transformers.__version__} is not one that Saccade was tested with: {refused[0]}"
+        )
+    return model
+
+
+def _weights(folder: Path) -> Any:
+    """A model from local files, in fp32."""
+    from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
+
     if not (folder / "config.json").is_file():
         raise DemoError(f"--model: {folder} is not a folder with a config.json")
     try:
@@ -118,10 +138,9 @@ def load(folder: Path | None) -> Any:
             f"{free / 2**30:.0f} GiB are free"
         )
     try:
-        model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+        return Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise DemoError(f"--model: {folder} cannot be loaded ({str(error).splitlines()[0]})") from error
-    return model.eval()
 
 
 def _encoder(folder: Path | None) -> tuple[Any, str]:

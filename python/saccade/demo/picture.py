@@ -113,7 +113,7 @@ def _frames(figure: Any, bottom: float, top: float, clip: Clip) -> None:
     for n, (frame, time) in enumerate(zip(clip.frames, clip.times, strict=True)):
         axes = figure.add_axes((_LEFT + n * (width + gap), bottom, width, top - bottom))
         axes.imshow(frame)
-        axes.set_title(f"{time:.1f} s", fontsize=9, color=_SOFT, pad=3)
+        axes.set_title(f"{time:.{1 if clip.interval >= 0.1 else 2}f} s", fontsize=9, color=_SOFT, pad=3)
         axes.set_anchor("S")
         axes.axis("off")
 

@@ -41,7 +41,8 @@ def _cell(cell: Cell) -> Text:
 
 def _table(rows: list[Row]) -> Table:
     table = Table(
-        title="Qwen2.5-VL on the clip, fp32\nmedian time, below it the largest error against float64",
+        title="Qwen2.5-VL on the clip, fp32: median time, and below it the largest error\n"
+        "against float64; speed-up over eager, and below it over torch.compile",
         title_justify="left",
         title_style="bold",
         padding=(0, 1),
@@ -49,7 +50,7 @@ def _table(rows: list[Row]) -> Table:
     table.add_column("op")
     for name in ("stock\neager", "torch.\ncompile", "Saccade"):
         table.add_column(name, justify="right")
-    table.add_column("speed-up\nover both", justify="right")
+    table.add_column("speed-up", justify="right")
     for row in rows:
         op = Text(row.name)
         op.append(f"\n{row.detail}", style="dim")
