@@ -33,7 +33,7 @@ struct BFloat16 {
 // Every element is read once, so L1 need not keep it.
 __device__ __forceinline__ Vector load_16_bytes(const void* p) {
   Vector v;
-#ifdef __CUDA_ARCH__
+#ifdef __CUDACC__
   asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
                : "=r"(v.word[0]), "=r"(v.word[1]), "=r"(v.word[2]), "=r"(v.word[3])
                : "l"(p));
@@ -44,7 +44,7 @@ __device__ __forceinline__ Vector load_16_bytes(const void* p) {
 }
 
 __device__ __forceinline__ void store_16_bytes(void* p, const Vector& v) {
-#ifdef __CUDA_ARCH__
+#ifdef __CUDACC__
   asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};"
                :
                : "l"(p), "r"(v.word[0]), "r"(v.word[1]), "r"(v.word[2]), "r"(v.word[3])
@@ -104,7 +104,7 @@ __device__ __forceinline__ void store(typename T::Bits* p, const Vector& v, int 
 // --- conversion ---
 
 __device__ __forceinline__ float half_to_float(uint16_t bits) {
-#ifdef __CUDA_ARCH__
+#ifdef __CUDACC__
   float f;
   asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(bits));
   return f;
@@ -116,7 +116,7 @@ __device__ __forceinline__ float half_to_float(uint16_t bits) {
 // Two floats rounded to nearest even, `low` in the lower half of the word.
 template <typename T>
 __device__ __forceinline__ uint32_t round_two(float low, float high) {
-#ifdef __CUDA_ARCH__
+#ifdef __CUDACC__
   uint32_t word;
   if constexpr (T::kIsHalf) {
     asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
