@@ -12,7 +12,9 @@
 namespace saccade {
 
 constexpr int kHeadThreads = 256;
-constexpr int kRowThreads = 640;  // two blocks of 320 (5120 columns) need at most 96 registers, which this enforces
+constexpr int kRowThreads = 512;
+// As if row kernels had more threads: it keeps them at 96 registers, so that two blocks of 320 (5120 columns) fit.
+constexpr int kRowBound = 640;
 
 template <int kVector>
 __device__ __forceinline__ float sum_of_squares(const float (&a)[kVector], const float (&b)[kVector]) {
@@ -146,7 +148,7 @@ __global__ void __launch_bounds__(kHeadThreads, kUnits == 1 ? 3 : 1)
 }
 
 template <typename T, bool kInterleaved>
-__global__ void __launch_bounds__(kRowThreads, 1)
+__global__ void __launch_bounds__(kRowBound, 1)
     qk_norm_rope_row_kernel(const __grid_constant__ NormArgs args, const __grid_constant__ NormPlan plan) {
   using Bits = typename T::Bits;
   constexpr int kVector = T::kVector;

@@ -13,7 +13,8 @@
 namespace saccade {
 
 constexpr int kHeadGradThreads = 256;
-constexpr int kRowGradThreads = 640;  // see kRowThreads
+constexpr int kRowGradThreads = 512;
+constexpr int kRowGradBound = 640;  // keeps row kernels at 96 registers: two blocks of 320 threads (5120 columns) fit
 
 struct NormGradTensor {
   NormTensor x;  // heads.x holds x, heads.y receives dx

@@ -5,7 +5,7 @@
 namespace saccade {
 
 template <typename T, bool kInterleaved>
-__global__ void __launch_bounds__(kRowGradThreads, 1)
+__global__ void __launch_bounds__(kRowGradBound, 1)
     qk_norm_rope_bwd_row_kernel(const __grid_constant__ NormGradArgs args,
                                 const __grid_constant__ NormGradPlan grad_plan) {
   using Bits = typename T::Bits;

@@ -57,6 +57,7 @@ struct Block {
 };
 
 inline Block* block = nullptr;
+inline size_t largest_shared = 0;  // of all launches so far, in bytes
 
 inline Warp& warp() { return *block->warps[threadIdx.x / kWarpSize]; }
 
@@ -68,6 +69,7 @@ inline unsigned char* dynamic_shared() {
 // Shared memory starts as NaN in every block: a value that is read before it is written shows in the results.
 inline void run(dim3 grid, int threads, size_t shared_bytes, const std::function<void()>& kernel) {
   if (threads < 1 || threads > 1024 || shared_bytes > 99 * 1024) std::abort();
+  largest_shared = max(largest_shared, shared_bytes);
   Block current(threads, shared_bytes);
   block = &current;
   blockDim = dim3(threads);

@@ -2,9 +2,15 @@
 // there.
 #pragma once
 #include <cstdio>
+#include <utility>
 #include <vector>
 
 #include "../../kernels/rope_args.h"
+
+// Since the last question: the variable is one for all libraries of a process.
+extern "C" int emulated_largest_shared() {
+  return static_cast<int>(std::exchange(saccade::emulation::largest_shared, 0));
+}
 
 namespace saccade::emulation {
 

@@ -4,7 +4,7 @@
 
 namespace saccade {
 
-constexpr int kMaxWarps = 20;  // of a block that calls block_sum
+constexpr int kMaxWarps = 16;  // of a block that calls block_sum
 
 // Sum over aligned runs of `lanes` lanes (a power of two), to all of them. The whole warp calls it.
 __device__ __forceinline__ float lane_sum(float value, int lanes) {

@@ -1,0 +1,40 @@
+"""No launch asks for more dynamic shared memory than tests/build/resources.json grants, on the shapes that need most."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from emulation.cases import F16, Case, problem
+from emulation.cuda_emulator import HERE, library
+from emulation.test_apply_rope import run as run_apply_rope
+from emulation.test_qk_norm_rope import run as run_qk_norm_rope
+from emulation.test_qk_norm_rope import run_backward, weights
+from emulation.test_rope_freq_grad import run as run_rope_freq_grad
+
+TABLE = json.loads((HERE.parent / "build" / "resources.json").read_text())
+
+
+@pytest.mark.parametrize("op", ["apply_rope", "qk_norm_rope", "qk_norm_rope_bwd", "rope_freq_grad"])
+def test_the_largest_launch_is_inside_the_budget(op: str) -> None:
+    if op == "apply_rope":  # a full table of many tokens, with all axes
+        case = Case("many", F16, shape=(1, 1, 1, 300, 128), axes=8, inplace=True)
+    elif op == "rope_freq_grad":
+        case = Case("narrow", F16, shape=(1, 1, 1, 10, 16))
+    else:  # the longest row that stays in registers, each head with its own angles
+        case = Case("wide", F16, shape=(1, 64, 64, 1, 128), groups=64, axes=8)
+    q, k, positions, steps = problem(case)
+    assert k is not None
+    w = weights(case, True, F16)
+    library(op).emulated_largest_shared()  # forget the launches of other tests
+    if op == "apply_rope":
+        run_apply_rope(case, q, k, positions, steps)
+    elif op == "rope_freq_grad":
+        run_rope_freq_grad(case, q, k, q, k, positions, steps.shape[2])
+    elif op == "qk_norm_rope":
+        run_qk_norm_rope(case, True, q, k, positions, steps, *w)
+    else:
+        run_backward(case, True, q, k, torch.ones_like(q), torch.ones_like(k), positions, steps, *w)
+    largest, granted = library(op).emulated_largest_shared(), TABLE[op]["dynamic_shared"]
+    assert granted / 2 < largest <= granted
