@@ -117,7 +117,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run = stamp["time"].replace(":", "").replace("-", "").replace("+0000", "Z")
     roofs = roofline.measure(options.device, timer, quick=options.quick)
     effort = Effort(
-        options.seconds or (0.8 if options.quick else 2.0 if timer else 4.0), least=3 if options.quick else 5
+        options.seconds or (0.8 if options.quick else 2.0 if timer else 4.0),
+        least=3 if options.quick else 7 if options.check else 5,
     )
     name = torch.cuda.get_device_name() if timer else environment.cpu_model()
     session = Session(request, roofs, stamp, run, name, effort, timer, nvml)

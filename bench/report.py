@@ -104,6 +104,8 @@ def print_stamp(stamp: dict[str, Any], roofs: Roofs) -> None:
     where = f"{cpu['model']}, {cpu['threads']} threads, {cpu['isa'] or 'no compiled library'}"
     if gpu is not None:
         where = f"{gpu['name']}, driver {gpu['driver']}, CUDA {gpu['cuda']}; {where}"
+    if (cpu["load"] or 0.0) > 0.5 * (cpu["cores"] or 1):
+        where += f"\nload {cpu['load']:.1f} before the run: others use this machine, the timings are noise"
     versions = ", ".join(f"{k} {v}" for k, v in stamp["versions"].items() if v)
     print(f"{where}\n{versions}; commit {git['sha']}{state}")
     rates = ", ".join(f"matmul {k} {v:.3g} TFLOP/s" for k, v in roofs.matmul_tflops.items())

@@ -110,20 +110,10 @@ def run_case(case: Case, session: Session) -> list[Row]:
     for provider in problem.providers:
         row = session.row(case, provider)
         rows.append(row)
-        try:
-            call = provider.make()
-            verdict = _check(call, expected, provider.level)
-            if call.outputs is not None:
-                row.max_error, row.allowed_error = verdict.max_error, verdict.allowed
-            if not verdict.ok:
-                row.status, row.reason = "wrong", verdict.problem
-                continue
-            for run in call.runs[:2]:
-                run()
+        call = _prepare(row, provider, expected)
+        if call is not None:
             ready.append((row, provider, call))
-        except Exception as error:
-            row.status, row.reason = failure(error)
-            _release(session)
+        _release(session)  # outside the handler: a caught exception holds the memory of its frames
     sets = problem.sets
     del expected
     _release(session)
@@ -141,6 +131,24 @@ def run_case(case: Case, session: Session) -> list[Row]:
         rows.append(_memory(case, provider, call, session))
     complete(rows, session.roofs.copy_gbps)
     return rows
+
+
+def _prepare(row: Row, provider: Provider, expected: Expected) -> Call | None:
+    """A warm call that passed the gate; None with the reason in its row."""
+    try:
+        call = provider.make()
+        verdict = _check(call, expected, provider.level)
+        if call.outputs is not None:
+            row.max_error, row.allowed_error = verdict.max_error, verdict.allowed
+        if not verdict.ok:
+            row.status, row.reason = "wrong", verdict.problem
+            return None
+        for run in call.runs[:2]:
+            run()
+        return call
+    except Exception as error:
+        row.status, row.reason = failure(error)
+        return None
 
 
 def _time(case: Case, calls: Sequence[Call], session: Session, sets: int) -> tuple[list[dict[str, Any]], list[Sample]]:

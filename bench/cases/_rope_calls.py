@@ -11,7 +11,7 @@ import torch
 import torch._functorch.config
 from saccade.rope import RopeSpec, apply_rope, qk_norm_rope
 
-from bench.cases import Call, Provider, Refused
+from bench.cases import Call, Counts, Provider, Refused
 from bench.cases._rope_oracle import Norm
 from bench.cases._rope_peers import Peer, installed
 
@@ -191,7 +191,8 @@ def providers(
     build_table: bool = False,
 ) -> list[Provider]:
     """All competitors of a case, the copy first; `build_table` adds the peer with its table made inside the clock."""
-    found = [Provider("torch copy_", "copy", lambda: copy(inputs), version=torch.__version__)]
+    moved = Counts(2 * sum(x.nbytes for x in inputs.pairs[0]))
+    found = [Provider("torch copy_", "copy", lambda: copy(inputs), version=torch.__version__, counts=moved)]
     for impl in impls:
         for inplace in (True, False) if mode == "forward" else (False,):
             name = f"saccade {impl}" + (", in place" if inplace else "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import math
 import platform
@@ -17,6 +18,7 @@ import torch
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
+from saccade.rope.positions import grid_positions  # noqa: E402
 from saccade.testing import error_budget  # noqa: E402
 
 from bench import __main__ as command  # noqa: E402
@@ -36,6 +38,7 @@ from bench.cases import (  # noqa: E402
 )
 from bench.cases import _rope_calls as rope_calls  # noqa: E402
 from bench.cases import _rope_checks as rope_checks  # noqa: E402
+from bench.cases import _rope_sanitize as rope_sanitize  # noqa: E402
 from bench.roofline import Roofs  # noqa: E402
 
 ROOFS = Roofs(10.0, 1 << 20, {"float32": 0.1}, {"float32": 256})
@@ -150,6 +153,54 @@ def test_rotary_case_refuses_a_wrong_op(monkeypatch, which):
     for op, ok in ((true, True), (shifted, False), (forgetful, False)):
         monkeypatch.setattr(rope_calls, which, op)
         assert gate.judge(provider.make().outputs(), expected, provider.level).ok is ok
+
+
+def _small(model):
+    """A GPU case's model with few tokens, which the CPU can run."""
+    if model.grid == (0, 0, 0):
+        return dataclasses.replace(model, tokens=48, positions=lambda: model.positions()[:, -48:])
+    grid = (2, 4, 6)
+    return dataclasses.replace(model, tokens=48, grid=grid, positions=lambda: grid_positions(grid))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("installed", [True, False], ids=["packages", "without packages"])
+def test_every_peer_of_the_gpu_cases_passes_the_gate(monkeypatch, installed):
+    """Their code paths but the device: the peers' own functions, and the formula that stands in where they are missing."""
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    if not installed:
+        monkeypatch.setattr(rope_calls, "installed", lambda package: "")
+    module = family("rope")
+    for model, mode, dtypes in module._cuda(False):
+        if model.tokens < 48:
+            continue
+        problem = module._build(_small(model), mode, dtypes[0], Request())
+        expected = problem.expected()
+        # The copy moves q and k once there and once back, whatever the op beside it needs.
+        elements = 48 * (model.q_heads + model.k_heads) * model.spec().head_dim
+        assert problem.providers[0].counts == Counts(2 * elements * getattr(torch, dtypes[0]).itemsize)
+        names = set()
+        for provider in problem.providers:
+            names.add(provider.role)
+            try:
+                made = provider.make()
+            except Refused as refusal:
+                assert provider.name == "liger-kernel" and "CUDA" in str(refusal)
+                continue
+            made.runs[-1]()
+            if made.outputs is not None:
+                verdict = gate.judge(made.outputs(), expected, provider.level)
+                assert verdict.ok, (model.name, mode, provider.name, verdict)
+        assert names >= {"copy", "ours", "eager", "compile"}
+
+
+def test_sanitizer_inputs_keep_their_strides_on_the_device():
+    wide = torch.full((2, 5, 3, 4, 8), math.nan)
+    wide[:, :, 1] = torch.randn(2, 5, 4, 8)
+    x = wide[:, :, 1].transpose(1, 2)
+    for copy in (rope_sanitize._on(x, "cpu:0"), rope_sanitize._copy(x)):
+        assert copy.data_ptr() != x.data_ptr() and copy.stride() == x.stride() and torch.equal(copy, x)
+        assert copy.storage_offset() == x.storage_offset()
 
 
 def test_cpu_timing_interleaves_and_rotates():
@@ -354,6 +405,7 @@ def test_every_family_offers_what_the_scripts_call():
         assert callable(family(name).sanitize)
 
 
+@pytest.mark.slow
 def test_sanitizer_calls_reach_every_op():
     count, problems = sanitize.run("cpu", "cpu")
     assert not problems and count > 50
@@ -370,6 +422,7 @@ def test_command_line_errors(capsys):
     assert command.main(["--quick", "--only", "no such case"]) == 2
 
 
+@pytest.mark.slow
 def test_quick_run_writes_everything(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # Inductor alone takes longer than all else
     assert command.main(["--quick", "--only", "Wan", "--seconds", "0.01", "--out", str(tmp_path)]) == 0
