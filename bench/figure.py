@@ -11,6 +11,7 @@ from bench.rows import Row
 
 COLOURS = {"ours": "#1b7f5c", "eager": "#b9b9b9", "compile": "#d99a3b", "peer": "#7d8fc4", "copy": "#e0e0e0"}
 COLUMNS = 3
+PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.8}  # behind labels that cross the line
 
 
 def grouped(rows: Sequence[Row]) -> list[list[Row]]:
@@ -31,10 +32,10 @@ def _bars(axes: Any, rows: Sequence[Row], roof: float) -> None:
     axes.axvline(copy, color="black", linewidth=0.8, linestyle="--")
     limit = 1.45 * max([copy, *widths])
     for place, row in zip(places, rows, strict=True):
-        label = f"{row.value:.3g} ms" if row.status == "ok" and row.value else f"{row.status}"
+        label = f"{row.value:.4g} ms" if row.status == "ok" and row.value else f"{row.status}"
         if row.speedup_eager and row.role == "ours":
             label += f", {row.speedup_eager:.1f}x eager"
-        axes.text((row.gbps or 0.0) + 0.01 * limit, place, label, va="center", fontsize=6)
+        axes.text((row.gbps or 0.0) + 0.01 * limit, place, label, va="center", fontsize=6, bbox=PAPER)
     axes.set_yticks(list(places), names, fontsize=6)
     axes.invert_yaxis()
     axes.set_xlim(0, limit)

@@ -205,7 +205,7 @@ def providers(
     found.append(Provider(name, "eager", lambda: peer(inputs, source(), mode), "plain", version))
     if build_table and mode == "forward" and installed(package):
         build = lambda: peer(inputs, source(), mode, table=True)  # noqa: E731
-        found.append(Provider(f"{name}, building the table", "peer", build, "plain", version))
+        found.append(Provider(f"{name} + its table", "peer", build, "plain", version))
     compiled = lambda: peer(inputs, source(), mode, compiled=True)  # noqa: E731
     found.append(
         Provider(f"torch.compile of {name.removesuffix(' eager')}", "compile", compiled, "plain", torch.__version__)
