@@ -37,9 +37,9 @@ class Config(NamedTuple):
     warps: int
 
 
-# {kind: {width: Config}}, width = pairs of a head rounded up to a power of two. With 16-bit elements every thread then holds
-# one 16-byte vector of each half of a head, and 8 pairs of cosines and sines.
-_TILES = {1: 128, 2: 128, 4: 128, 8: 128, 16: 64, 32: 32, 64: 16, 128: 8, 256: 4}
+# {kind: {width: Config}}, width = columns of the widest tile, so pairs of a head or what lies beyond them, rounded up to a power of
+# two. With 16-bit elements every thread then holds one 16-byte vector of each half of a head, and 8 pairs of cosines and sines.
+_TILES = {1: 128, 2: 128, 4: 128, 8: 128, 16: 64, 32: 32, 64: 16, 128: 8, 256: 4, 512: 2}
 CONFIGS: dict[str, dict[int, Config]] = {
     "apply_rope": {r: Config(rows, 4) for r, rows in _TILES.items()},
     "rope_freq_grad": {r: Config(rows, 4) for r, rows in _TILES.items()},
@@ -67,7 +67,7 @@ def widths(head_dim: int, pairs: int, interleaved: bool) -> dict[str, int]:
 
 def config(kind: str, width: dict[str, int]) -> Config:
     """Launch configuration for the result of `widths`."""
-    return CONFIGS[kind][max(width["BLOCK_R"], width["BLOCK_REST"] // 2)]
+    return CONFIGS[kind][max(width["BLOCK_R"], width["BLOCK_REST"])]
 
 
 def strides(x: torch.Tensor) -> tuple[int, int, int]:

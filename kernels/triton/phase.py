@@ -32,7 +32,7 @@ def phase(
     """
     FLOATING: tl.constexpr = p_position.dtype.scalar.element_ty.is_floating()
     for axis in tl.static_range(AXES):
-        position = tl.load(p_position + axis * position_stride, mask=m_position, other=0)
+        position = tl.load(p_position + axis * position_stride.to(tl.int64), mask=m_position, other=0)
         step = tl.load(p_step + axis * step_stride, mask=m_step, other=0)
         if FLOATING:
             scaled = position.to(tl.float64) * (2.0**SHIFT)

@@ -79,7 +79,7 @@ def rope_freq_grad_kernel(
     p_position = position_ptr + i_b * position_stride_b + s * position_stride_s
     p_partial = partial_ptr + ((i_b * tiles + i_tile) * AXES * groups + i_group) * R + pair
     for axis in tl.static_range(AXES):
-        position = tl.load(p_position + axis * position_stride_a, mask=m_row, other=0).to(tl.float32)
+        position = tl.load(p_position + axis * position_stride_a.to(tl.int64), mask=m_row, other=0).to(tl.float32)
         tl.store(p_partial + axis * groups.to(tl.int64) * R, tl.sum(total * position, 0), mask=pair < R)
 
 
