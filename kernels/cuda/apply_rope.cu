@@ -97,6 +97,7 @@ const char* launch_access<Float32>(const RopeArgs& args, const RopePlan& plan, v
 
 const char* apply_rope_cuda(const RopeArgs& args, void* stream) {
   if (args.batch == 0 || args.tokens == 0 || args.q.heads + args.k.heads == 0) return nullptr;
+  if (args.tokens > INT32_MAX) return "apply_rope: more than 2^31 - 1 tokens";
   const RopePlan plan = make_plan(args);
   if (plan.units == 0) return nullptr;  // in place, and every column is the identity
   switch (args.dtype) {

@@ -154,3 +154,12 @@ def test_names_are_read_out_of_mangled_ones() -> None:
     name = "_ZN7saccade17apply_rope_kernelINS_8BFloat16ELi8ELb1EEEvNS_8RopeArgsENS_8RopePlanE"
     assert readable(name) == "apply_rope_kernel<BFloat16, 8, true>"
     assert readable("_ZN7saccadeL19add_partials_kernelEPKfllPf") == "add_partials_kernel"
+
+
+@pytest.mark.parametrize(("demanded", "outcome"), [("ON", pytest.fail.Exception), ("AUTO", pytest.skip.Exception)])
+def test_a_missing_compiler_fails_only_where_cuda_is_demanded(
+    demanded: str, outcome: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SACCADE_CUDA", demanded)
+    with pytest.raises(outcome, match="no-such-compiler is neither on PATH"):
+        need("no-such-compiler")

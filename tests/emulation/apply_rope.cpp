@@ -11,8 +11,9 @@ extern "C" const char* emulated_apply_rope(const saccade::RopeArgs* args) {
 int main() {
   using namespace saccade;
   for (bool interleaved : {false, true}) {
-    for (int groups : {1, 2}) {
-      emulation::Problem problem(Dtype::kBFloat16, /*heads=*/4, /*kv_heads=*/2, /*tokens=*/5, /*head_dim=*/32, groups);
+    for (auto [skew, head_dim] : emulation::kMemory) {
+      emulation::Problem problem(Dtype::kBFloat16, /*heads=*/4, /*kv_heads=*/2, /*tokens=*/5, head_dim,
+                                 /*groups=*/2 - skew, skew);
       problem.args.angles.interleaved = interleaved;
       if (const char* error = apply_rope_cuda(problem.args, nullptr)) return std::puts(error), 2;
     }

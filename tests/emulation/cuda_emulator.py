@@ -17,6 +17,8 @@ import torch
 HERE = Path(__file__).resolve().parent
 KERNELS = HERE.parents[1] / "kernels"
 FLAGS = ["-std=c++20", "-O0", "-ffp-contract=off", "-fno-strict-aliasing", "-pthread", "-Wall", "-Wextra"]
+# A misaligned access, which a GPU refuses and this processor does not, stops the program.
+FLAGS += ["-fsanitize=alignment", "-fsanitize-undefined-trap-on-error"]
 FLAGS += ["-Wno-unknown-pragmas", "-DSACCADE_ENOUGH_BLOCKS=4", f"-I{HERE}"]
 
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}

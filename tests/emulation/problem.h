@@ -14,6 +14,12 @@ extern "C" int emulated_largest_shared() {
 
 namespace saccade::emulation {
 
+// Skew and head_dim that lead to accesses of 16 bytes, of 8, and of single elements.
+struct Memory {
+  int skew, head_dim;
+};
+constexpr Memory kMemory[] = {{0, 32}, {0, 24}, {1, 24}};
+
 struct Problem {
   std::vector<uint16_t> q, k, q_out, k_out;
   std::vector<float> positions;

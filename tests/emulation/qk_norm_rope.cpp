@@ -12,8 +12,8 @@ int main() {
   using namespace saccade;
   for (bool row : {false, true}) {
     for (bool interleaved : {false, true}) {
-      for (int skew : {0, 1}) {  // 1: the kernels for unaligned memory
-        emulation::Problem problem(Dtype::kBFloat16, /*heads=*/4, /*kv_heads=*/2, /*tokens=*/3, /*head_dim=*/32,
+      for (auto [skew, head_dim] : emulation::kMemory) {
+        emulation::Problem problem(Dtype::kBFloat16, /*heads=*/4, /*kv_heads=*/2, /*tokens=*/3, head_dim,
                                    /*groups=*/2, skew);
         problem.args.angles.interleaved = interleaved;
         NormArgs args;

@@ -15,8 +15,8 @@ extern "C" int64_t emulated_qk_norm_rope_bwd_workspace(const saccade::NormGradAr
 int main() {
   using namespace saccade;
   for (bool row : {false, true}) {
-    for (int skew : {0, 1}) {  // 1: the kernels for unaligned memory
-      emulation::Problem problem(Dtype::kBFloat16, /*heads=*/4, /*kv_heads=*/2, /*tokens=*/3, /*head_dim=*/32,
+    for (auto [skew, head_dim] : emulation::kMemory) {
+      emulation::Problem problem(Dtype::kBFloat16, /*heads=*/4, /*kv_heads=*/2, /*tokens=*/row ? 3 : 80, head_dim,
                                  /*groups=*/2, skew);
       problem.args.angles.interleaved = skew != 0;
       NormGradArgs args;
@@ -27,8 +27,9 @@ int main() {
       for (int i = 0; i < 3; ++i) args.q_dy_stride[i] = problem.args.q.x_stride[i];
       for (int i = 0; i < 3; ++i) args.k_dy_stride[i] = problem.args.k.x_stride[i];
       std::vector<float> dweight(2 * 4 * 32), workspace(qk_norm_rope_bwd_workspace_cuda(args) / 4);
-      args.q_dweight = dweight.data();
-      args.k_dweight = dweight.data() + 4 * 32;
+      // The second pass has 512 threads, which cost the sanitizer seconds: a few times are enough.
+      if (skew == 0) args.q_dweight = dweight.data();
+      if (head_dim == 32 && row) args.k_dweight = dweight.data() + 4 * 32;
       args.workspace = workspace.data();
       if (const char* error = qk_norm_rope_bwd_cuda(args, nullptr)) return std::puts(error), 2;
     }

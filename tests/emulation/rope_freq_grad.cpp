@@ -14,17 +14,17 @@ extern "C" int64_t emulated_rope_freq_grad_workspace(const saccade::FreqGradArgs
 
 int main() {
   using namespace saccade;
-  for (bool interleaved : {false, true}) {
-    emulation::Problem problem(Dtype::kBFloat16, /*heads=*/4, /*kv_heads=*/2, /*tokens=*/70, /*head_dim=*/64,
-                               /*groups=*/2);
-    problem.args.angles.interleaved = interleaved;
+  for (auto [skew, head_dim] : emulation::kMemory) {
+    emulation::Problem problem(Dtype::kBFloat16, /*heads=*/4, /*kv_heads=*/2, /*tokens=*/70, head_dim, /*groups=*/2,
+                               skew);
+    problem.args.angles.interleaved = skew != 0;
     FreqGradArgs args;
     args.rope = problem.args;
-    args.q_dx = problem.q.data();
-    args.k_dx = problem.k.data();
+    args.q_dx = problem.q.data() + skew;
+    args.k_dx = problem.k.data() + skew;
     for (int i = 0; i < 3; ++i) args.q_dx_stride[i] = problem.args.q.x_stride[i];
     for (int i = 0; i < 3; ++i) args.k_dx_stride[i] = problem.args.k.x_stride[i];
-    std::vector<float> out(2 * 2 * 32), workspace(rope_freq_grad_workspace_cuda(args) / 4);
+    std::vector<float> out(2 * 2 * head_dim / 2), workspace(rope_freq_grad_workspace_cuda(args) / 4);
     args.out = out.data();
     args.workspace = workspace.data();
     if (const char* error = rope_freq_grad_cuda(args, nullptr)) return std::puts(error), 2;

@@ -175,3 +175,20 @@ def test_float64_is_refused() -> None:
             x, x.clone(), None, None, torch.zeros(1, 1, 1, dtype=torch.int64), torch.ones(1, 1, 1, dtype=torch.int64)
         )
         call("apply_rope", "apply_rope", args)
+
+
+def test_offsets_beyond_2_31_elements() -> None:
+    """Two batch entries 2^32 elements apart; the pages between are never touched, so they take no memory."""
+    case = Case("far", shape=(2, 2, 1, 3, 32))
+    q, k, positions, steps = problem(case)
+    assert k is not None
+    try:
+        far = [torch.empty(2**32 + x[0].numel(), dtype=BF16) for x in (q, k)]
+    except RuntimeError:
+        pytest.skip("not run: 16 GB of address space are not to be had")
+    views = [f.as_strided(x.shape, (2**32, *x.stride()[1:])) for f, x in zip(far, (q, k), strict=True)]
+    for view, x in zip(views, (q, k), strict=True):
+        view.copy_(x)
+    call("apply_rope", "apply_rope", rope_args(views[0], views[0], views[1], views[1], positions, steps))
+    for view, near in zip(views, run(case, q, k, positions, steps), strict=True):
+        assert torch.equal(bits(view), bits(near))

@@ -52,6 +52,7 @@ ROW = [
     Case("unaligned_memory", shape=(1, 2, 2, 3, 64), layout="odd"),
     Case("long_row", F32, shape=(1, 11, 11, 2, 512)),
     Case("long_row_groups_in_turns", F32, shape=(1, 16, 16, 1, 384), groups=16),
+    Case("wide_row_fits", F16, shape=(1, 8, 8, 1, 64), groups=8),
     Case("tokens_in_tiles", shape=(3, 1, 1, 37, 32)),
     Case("identity_range_scaled", shape=(1, 2, 2, 3, 64), begin=0, end=20, scale=1.0),
 ]

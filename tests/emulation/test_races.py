@@ -1,4 +1,4 @@
-"""The emulated kernels under ThreadSanitizer: clean as they are, and a missing barrier is a reported data race."""
+"""The emulated kernels under ThreadSanitizer and AddressSanitizer: clean as they are; a missing barrier is a data race."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from emulation.cuda_emulator import compile_op
 OPS = ["apply_rope", "qk_norm_rope", "qk_norm_rope_bwd", "rope_freq_grad"]
 
 
-def watch(op: str, *flags: str) -> subprocess.CompletedProcess[str]:
-    """Build <op>.cpp with ThreadSanitizer and run it."""
-    program = compile_op(op, "-fsanitize=thread", *flags, shared=False)
+def watch(op: str, *flags: str, sanitizer: str = "thread") -> subprocess.CompletedProcess[str]:
+    """Build <op>.cpp with a sanitizer and run it."""
+    program = compile_op(op, f"-fsanitize={sanitizer}", *flags, shared=False)
     command = [str(program)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     if "unexpected memory mapping" in done.stderr and shutil.which("setarch"):
@@ -44,3 +44,10 @@ def test_a_missing_barrier_is_a_data_race(op: str, barrier: str) -> None:
     done = watch(op, f"-DSACCADE_MUTANT_NO_{barrier}_BARRIER")
     assert done.returncode != 0, "the kernels ran without a barrier, and nobody noticed"
     assert "data race" in done.stderr
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_no_stray_access(op: str) -> None:
+    """Nothing outside q, k, outputs, workspace and shared memory is read or written."""
+    done = watch(op, sanitizer="address")
+    assert done.returncode == 0, done.stderr[-3000:]

@@ -9,7 +9,7 @@
 
 namespace saccade {
 
-struct Vector {
+struct alignas(16) Vector {
   uint32_t word[4];
 };
 
@@ -32,15 +32,15 @@ struct BFloat16 {
 
 // Every element is read once, so L1 need not keep it.
 __device__ __forceinline__ Vector load_16_bytes(const void* p) {
-  Vector v;
 #ifdef __CUDACC__
+  Vector v;
   asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
                : "=r"(v.word[0]), "=r"(v.word[1]), "=r"(v.word[2]), "=r"(v.word[3])
                : "l"(p));
-#else
-  __builtin_memcpy(&v, p, 16);
-#endif
   return v;
+#else
+  return *static_cast<const Vector*>(p);
+#endif
 }
 
 __device__ __forceinline__ void store_16_bytes(void* p, const Vector& v) {
@@ -50,7 +50,7 @@ __device__ __forceinline__ void store_16_bytes(void* p, const Vector& v) {
                : "l"(p), "r"(v.word[0]), "r"(v.word[1]), "r"(v.word[2]), "r"(v.word[3])
                : "memory");
 #else
-  __builtin_memcpy(p, &v, 16);
+  *static_cast<Vector*>(p) = v;
 #endif
 }
 
