@@ -174,7 +174,7 @@ def _launch(q, q_out, k, k_out, positions, steps, shift, begin, end, interleaved
             **launch.position_args(positions), **launch.stride_args(align, q=q, q_out=q_out, k=k, k_out=k_out),
             D=head_dim, R=pairs, AXES=axes, SHIFT=shift, BEGIN=begin, END=end,
             INTERLEAVED=interleaved, INVERSE=inverse, INPLACE=inplace, HAS_K=k_heads > 0, ALIGN=align,
-            **blocks, **width, num_warps=config.warps, **launch.OPTIONS,
+            **blocks, **width, **launch.options(config),
         )  # fmt: skip
 
 

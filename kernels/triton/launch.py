@@ -31,10 +31,11 @@ FEW_TOKENS = 4  # up to here a tile holds many heads of one token instead of man
 
 
 class Config(NamedTuple):
-    """Rows of a tile and warps of a program."""
+    """Rows of a tile, warps of a program, and registers a thread may have where the assembler's own choice spills."""
 
     rows: int
     warps: int
+    registers: int | None = None
 
 
 # {kind: {width: Config}}, width = columns of the widest tile, so pairs of a head or what lies beyond them, rounded up to a power of
@@ -44,11 +45,10 @@ CONFIGS: dict[str, dict[int, Config]] = {
     "apply_rope": {r: Config(rows, 4) for r, rows in _TILES.items()},
     "rope_freq_grad": {r: Config(rows, 4) for r, rows in _TILES.items()},
     "norm_head": {r: Config(rows, 4) for r, rows in _TILES.items()},
-    "norm_head_bwd": {r: Config(rows, 4) for r, rows in _TILES.items()},
+    "norm_head_bwd": {r: Config(rows, 4, 224) for r, rows in _TILES.items()},
     "norm_row": {r: Config(rows, 4) for r, rows in _TILES.items()},
     "norm_row_bwd": {r: Config(rows, 4) for r, rows in _TILES.items()},
 }
-
 
 HELD_TILES = 8  # of a row, or of both rows where q and k go together; more are read a second time
 
@@ -68,6 +68,12 @@ def widths(head_dim: int, pairs: int, interleaved: bool) -> dict[str, int]:
 def config(kind: str, width: dict[str, int]) -> Config:
     """Launch configuration for the result of `widths`."""
     return CONFIGS[kind][max(width["BLOCK_R"], width["BLOCK_REST"])]
+
+
+def options(config: Config) -> dict[str, Any]:
+    """Options of Triton's compiler."""
+    limit = {} if config.registers is None else {"maxnreg": config.registers}
+    return {"num_warps": config.warps, **limit, **OPTIONS}
 
 
 def strides(x: torch.Tensor) -> tuple[int, int, int]:

@@ -74,11 +74,11 @@ def _forward(q, q_out, k, k_out, q_weight, k_weight, positions, steps, shift, be
             tiles = -(-q.shape[2] // blocks["BLOCK_S"])
             qk_norm_rope_row_kernel[(q.shape[0] * tiles,)](
                 tokens=q.shape[2], tiles=tiles, groups=steps.shape[1], Q_HEADS=q.shape[1], K_HEADS=k_heads,
-                GROUPED=steps.shape[1] > 1, **args, **blocks, num_warps=config.warps, **launch.OPTIONS,
+                GROUPED=steps.shape[1] > 1, **args, **blocks, **launch.options(config),
             )  # fmt: skip
         else:
             programs, sizes = _head_args(q, k if k_heads else None, steps, config.rows)
-            qk_norm_rope_head_kernel[(programs,)](**args, **sizes, num_warps=config.warps, **launch.OPTIONS)
+            qk_norm_rope_head_kernel[(programs,)](**args, **sizes, **launch.options(config))
 
 
 def qk_norm_rope(
@@ -117,7 +117,7 @@ def _head_backward(dq, dk, q, k, dx, q_weight, k_weight, args, positions, steps,
             k_partial_ptr=positions if partial[1] is None else partial[1], WEIGHT_K=partial[1] is not None,
             **launch.position_args(positions),
             **launch.stride_args(align, q=q, q_dy=dq, q_dx=q_dx, k=k, k_dy=dk, k_dx=k_dx),
-            **args, **sizes, num_warps=config.warps, **launch.OPTIONS,
+            **args, **sizes, **launch.options(config),
         )  # fmt: skip
     return partial
 
@@ -133,7 +133,7 @@ def _row_backward(dy, x, dx, weight, args, positions, steps, align):
     tiles = -(-tokens // block_s)
     common = {
         "position_ptr": positions, "tokens": tokens, "groups": steps.shape[1], "HEADS": heads, "GROUPED": steps.shape[1] > 1,
-        "num_warps": config.warps, **launch.position_args(positions), **args, **launch.OPTIONS,
+         **launch.position_args(positions), **args, **launch.options(config),
     }  # fmt: skip
     rstd = torch.empty((batch, tokens), dtype=torch.float32, device=x.device)
     with launch.on_device(x):

@@ -101,6 +101,6 @@ def rope_freq_grad(q, k, dq, dk, positions, groups, pairs, interleaved):
             tokens=tokens, tiles=tiles, groups=groups, q_per_group=q_heads // groups, k_per_group=k_heads // groups,
             **launch.position_args(positions), **launch.stride_args(align, q=q, q_dx=dq, k=k, k_dx=dk),
             R=pairs, AXES=axes, INTERLEAVED=interleaved, HAS_K=k_heads > 0, ALIGN=align,
-            ROWS=config.rows, BLOCK_R=launch.power_of_two(pairs), num_warps=config.warps, **launch.OPTIONS,
+            ROWS=config.rows, BLOCK_R=launch.power_of_two(pairs), **launch.options(config),
         )  # fmt: skip
     return sum_rows(partial).view(axes, groups, pairs)

@@ -27,17 +27,16 @@ def import_kernels(folder: str) -> None:
     sys.modules.update({"saccade": package, "saccade._triton": kernels})
 
 
-def compile_launch(launch: dict[str, Any], capability: int, **options: Any) -> dict[str, Any]:
+def compile_launch(launch: dict[str, Any], capability: int) -> dict[str, Any]:
     """Registers, memory and instruction counts of one kernel."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile
 
-    table = importlib.import_module("saccade._triton.launch")
     function = getattr(importlib.import_module(f"saccade._triton.{launch['module']}"), launch["kernel"])
     attributes = {(function.arg_names.index(name),): [["tt.divisibility", 16]] for name in launch["aligned"]}
     source = ASTSource(function, launch["signature"], launch["constants"], attributes)
     target = GPUTarget("cuda", capability, 32)
-    kernel = compile(source, target=target, options={"num_warps": launch["warps"], **table.OPTIONS, **options})
+    kernel = compile(source, target=target, options=launch["options"])
     return {"label": launch["label"], **read_cubin(kernel.asm["cubin"]), **read_layouts(kernel.asm["ttgir"]),
             "shared": kernel.metadata.shared}  # fmt: skip
 
@@ -83,7 +82,7 @@ def _task(arguments: tuple[str, dict[str, Any], int]) -> dict[str, Any]:
     if "saccade._triton" not in sys.modules:
         import_kernels(folder)
     try:
-        return compile_launch(launch, capability, **launch.get("options", {}))
+        return compile_launch(launch, capability)
     except Exception as error:
         return {"label": launch["label"], "error": f"{type(error).__name__}: {error}"}
 

@@ -38,7 +38,7 @@ class Launch:
     signature: dict[str, str]
     constants: dict[str, Any]
     aligned: list[str]
-    warps: int
+    options: dict[str, Any]
     vector_bytes: int
 
 
@@ -49,9 +49,9 @@ def recording(found: list[Launch], label: str) -> Iterator[None]:
     def recorder(name: str) -> Any:
         module, kernel = KERNELS[name]
 
-        def run(*args: Any, grid: Any, warmup: bool, num_warps: int, **kwargs: Any) -> None:
+        def run(*args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
             values = dict(zip(kernel.arg_names, args, strict=False)) | kwargs
-            assert all(values.pop(option) == value for option, value in launch.OPTIONS.items())
+            options = {name: values.pop(name) for name in ("num_warps", "maxnreg", *launch.OPTIONS) if name in values}
             signature, constants, aligned = {}, {}, []
             for parameter in kernel.params:
                 value = values.pop(parameter.name)
@@ -68,7 +68,7 @@ def recording(found: list[Launch], label: str) -> Iterator[None]:
             element = {"fp32": 4}.get(data[1:], 2)
             own = f"{label}/{name.removesuffix('_kernel')}"
             vector = 4 if name == "sum_rows_kernel" else constants["ALIGN"] * element
-            entry = Launch(own, module, name, signature, constants, aligned, num_warps, vector)
+            entry = Launch(own, module, name, signature, constants, aligned, options, vector)
             if own not in {e.label for e in found}:
                 found.append(entry)
 
@@ -99,7 +99,7 @@ LAYOUTS: dict[str, tuple[int, int, bool, int, int, int, torch.dtype, str]] = {
     "d128-inter-12": (128, 64, True, 1, 12, 12, torch.bfloat16, "w"),  # Wan 1.3B
     "d64-heads": (64, 32, True, 32, 32, 32, torch.bfloat16, "rfwg"),  # LTX
     "d72": (72, 36, False, 1, 16, 16, torch.float16, "rh"),  # 36 pairs: 8-byte vectors
-    "d80-inter": (80, 40, True, 1, 16, 16, torch.float16, "rp"),
+    "d80-inter": (80, 40, True, 1, 16, 16, torch.float16, "r"),
     "d96-partial": (96, 40, False, 8, 24, 8, torch.bfloat16, "rhwg"),
     "d128-80": (128, 64, False, 1, 80, 8, torch.bfloat16, "w"),  # rows read twice
     "d256": (256, 128, False, 1, 8, 2, torch.bfloat16, "r"),
