@@ -15,8 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-import saccade
 import torch
+
+import saccade
 from saccade._load import BINARY
 
 PACKAGES = ("torch", "triton", "transformers", "diffusers", "liger-kernel", "timm", "numpy")

@@ -14,10 +14,10 @@ import sys
 from typing import Any
 
 import torch
-from saccade._load import schemas
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.cases import families, family
+from saccade._load import schemas
 
 
 class _Called(TorchDispatchMode):

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from saccade.rope import apply_rope, presets, qk_norm_rope
-from saccade.rope.positions import grid_positions
 
 from bench.cases._rope_calls import heads
+from saccade.rope import apply_rope, presets, qk_norm_rope
+from saccade.rope.positions import grid_positions
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 SPECS = {"M-RoPE": presets.mrope(128, 1e6, (16, 24, 24)), "HoPE": presets.hope(128, 1e6), "Wan": presets.wan(128)}

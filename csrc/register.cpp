@@ -10,7 +10,8 @@ STABLE_TORCH_LIBRARY(saccade, m) {
 
 // JSON, read through ctypes: no Python headers, so one binary serves every Python.
 extern "C" __attribute__((visibility("default"))) const char* saccade_build_info() {
-  static const std::string text = std::string() + "{\"cuda_architectures\": \"" SACCADE_CUDA_ARCHS_BUILT
+  static const std::string text = std::string() +
+                                  "{\"cuda_architectures\": \"" SACCADE_CUDA_ARCHS_BUILT
                                   "\", \"cuda\": \"" SACCADE_CUDA_VERSION "\", \"compiler\": \"" __VERSION__
                                   "\", \"minimum_torch\": \"2.10\", \"cpu\": \"" +
                                   saccade::cpu::kernels(saccade::Dtype::kFloat32).name + "\"}";

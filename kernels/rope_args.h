@@ -10,8 +10,8 @@ enum class PositionDtype : int32_t { kInt32, kInt64, kFloat32, kFloat64 };
 // One of q and k: [B, heads, S, D], last stride 1; the others are any, in elements.
 struct Heads {
   const void* x = nullptr;
-  void* y = nullptr;       // y == x in place
-  int64_t heads = 0;       // 0: there is no such tensor
+  void* y = nullptr;         // y == x in place
+  int64_t heads = 0;         // 0: there is no such tensor
   int64_t x_stride[3] = {};  // batch, head, token
   int64_t y_stride[3] = {};
 };
@@ -46,8 +46,9 @@ struct NormArgs {
   bool row = false;
 };
 
-// Its gradient: rope.q.x holds x, rope.q.y receives dx; dy comes beside. Weight gradients are summed in float32 (float64 for
-// float64) in a fixed order: every block writes its partial sum to `workspace`, a second pass adds them up.
+// Its gradient: rope.q.x holds x, rope.q.y receives dx; dy comes beside. Weight gradients are summed in float32
+// (float64 for float64) in a fixed order: every block writes its partial sum to `workspace`, a second pass adds them
+// up.
 struct NormGradArgs {
   NormArgs norm;
   const void* q_dy = nullptr;

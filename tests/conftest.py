@@ -39,13 +39,16 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(f"{function}: {len(cases)} case(s): {reason}")
 
 
-@pytest.fixture(params=["cuda", "triton", "cpu"])
+@pytest.fixture(
+    params=[
+        pytest.param("cuda", marks=pytest.mark.gpu),
+        pytest.param("triton", marks=pytest.mark.gpu),
+        "cpu",
+    ]
+)
 def implementation(request: pytest.FixtureRequest) -> tuple[str, str]:
     """(impl, device) of every fast implementation; those that need a GPU are skipped without one."""
-    name = request.param
-    device = "cuda" if name in ("cuda", "triton") else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        pytest.skip(f"{name} not run: no CUDA GPU")
-    if name == "cpu":
-        assert BINARY.problem is None, BINARY.problem
-    return name, device
+    if request.param != "cpu":
+        return request.param, "cuda"
+    assert BINARY.problem is None, BINARY.problem
+    return "cpu", "cpu"

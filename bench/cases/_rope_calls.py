@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import saccade
 import torch
 import torch._functorch.config
-from saccade.rope import RopeSpec, apply_rope, qk_norm_rope
 
+import saccade
 from bench.cases import Call, Counts, Provider, Refused
 from bench.cases._rope_oracle import Norm
 from bench.cases._rope_peers import Peer, installed
+from saccade.rope import RopeSpec, apply_rope, qk_norm_rope
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from saccade.rope import RopeSpec
 
 from bench.cases import Expected
 from bench.gate import largest_error
+from saccade.rope import RopeSpec
 
 _TOKENS = 2048  # computed at once
 

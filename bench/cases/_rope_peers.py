@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from saccade.rope import RopeSpec
 
 from bench.cases import Refused
 from bench.cases._rope_oracle import Norm
+from saccade.rope import RopeSpec
 
 Tensor = torch.Tensor
 Function = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]

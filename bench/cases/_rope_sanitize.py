@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
+
 from saccade.rope import RopeSpec, apply_rope, qk_norm_rope
 from saccade.testing import check_budget, rope_inputs
 

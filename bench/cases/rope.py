@@ -12,8 +12,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from saccade.rope import RopeSpec, presets
-from saccade.rope import positions as place
 
 from bench import memory
 from bench.cases import Case, Check, Counts, Problem, Request, buffer_sets
@@ -22,6 +20,8 @@ from bench.cases._rope_calls import Inputs, heads, providers
 from bench.cases._rope_oracle import Norm, expected
 from bench.cases._rope_sanitize import calls
 from bench.rows import Row
+from saccade.rope import RopeSpec, presets
+from saccade.rope import positions as place
 
 BF16, FP32 = "bfloat16", "float32"
 Grid = tuple[int, int, int]

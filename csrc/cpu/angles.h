@@ -24,7 +24,8 @@ inline Place place(const Angles& a, int64_t axis, int64_t batch, int64_t token) 
     case PositionDtype::kInt32:
       return {static_cast<int64_t>(static_cast<const int32_t*>(a.positions)[at]) << a.shift, 0, true};
     case PositionDtype::kInt64:
-      return {static_cast<int64_t>(static_cast<uint64_t>(static_cast<const int64_t*>(a.positions)[at]) << a.shift), 0, true};
+      return {static_cast<int64_t>(static_cast<uint64_t>(static_cast<const int64_t*>(a.positions)[at]) << a.shift), 0,
+              true};
     case PositionDtype::kFloat32:
       p = static_cast<const float*>(a.positions)[at];
       break;
@@ -39,7 +40,7 @@ inline Place place(const Angles& a, int64_t axis, int64_t batch, int64_t token) 
 
 // Lane order of a chunk, repeated: slot s of a table holds pair begin + order.
 struct Order {
-  int slots;             // multiple of a chunk
+  int slots;                             // multiple of a chunk
   int16_t pair[kMaxPairs + 2 * kLanes];  // relative to begin; >= end - begin in the padding
 
   template <class C>
@@ -54,8 +55,8 @@ struct Order {
   }
 };
 
-// Signed turns in 2^-32 to cos and sin. Same operations, in the same order and without fused multiply-add, as the GPU kernels:
-// the same bits everywhere. Largest error 7.6e-8.
+// Signed turns in 2^-32 to cos and sin. Same operations, in the same order and without fused multiply-add, as the GPU
+// kernels: the same bits everywhere. Largest error 7.6e-8.
 inline void sincos_turns(VecI t, VecF& cos, VecF& sin) {
   const VecU u = (VecU)t;
   const VecU quadrant = (u + 0x20000000u) >> 30;
@@ -106,7 +107,8 @@ struct Steps {
 };
 
 // cos and sin (scale and direction included) of one token in lane order; returns whether some sin is exactly 0.
-inline bool fill_token(const Angles& a, const Steps& steps, int slots, int64_t batch, int64_t token, float* cos, float* sin) {
+inline bool fill_token(const Angles& a, const Steps& steps, int slots, int64_t batch, int64_t token, float* cos,
+                       float* sin) {
   alignas(64) int64_t phase[kMaxPairs + 2 * kLanes];
   for (int s = 0; s < slots; ++s) phase[s] = int64_t{1} << 31;  // rounds the shift below
   bool valid = true;

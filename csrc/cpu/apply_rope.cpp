@@ -5,35 +5,48 @@
 namespace saccade::cpu::SACCADE_ISA {
 namespace {
 
-// Rotate pairs [0, n) of one row in chunks; x1, x2 point at the first and second column of pair `begin`.
+// Rotate pairs [0, n) of heads [0, heads) of one token; x1, x2 point at the first and second column of pair `begin` of
+// the first head. cos and sin of a chunk stay in registers for all heads.
 template <class T, bool kInterleaved, bool kStill>
-inline void rotate_row(const T* x1, const T* x2, T* y1, T* y2, const float* cos, const float* sin, int n) {
+inline void rotate_rows(const T* x1, const T* x2, T* y1, T* y2, int64_t x_head, int64_t y_head, int64_t heads,
+                        const float* cos, const float* sin, int n) {
   using C = Chunk<T, kInterleaved>;
   constexpr int kStep = C::kPairs, kColumns = kInterleaved ? 2 * kStep : kStep;
-  VecF a[C::kVecs], b[C::kVecs];
-  auto turn = [&](int i) {
-    for (int v = 0; v < C::kVecs; ++v)
-      rotate<kStill>(load_raw<VecF>(cos + i + v * kLanes), load_raw<VecF>(sin + i + v * kLanes), a[v], b[v]);
-  };
-  int i = 0;
-  for (; i + kStep <= n; i += kStep) {
-    const int at = kInterleaved ? 2 * i : i;
-    C::load(x1 + at, x2 + at, a, b);
-    turn(i);
-    C::store(y1 + at, y2 + at, a, b);
+  int64_t left = n;
+  for (; left >= kStep; left -= kStep) {
+    VecF c[C::kVecs], s[C::kVecs];
+    for (int v = 0; v < C::kVecs; ++v) {
+      c[v] = load_raw<VecF>(cos + v * kLanes);
+      s[v] = load_raw<VecF>(sin + v * kLanes);
+    }
+    for (int64_t h = 0; h < heads; ++h) {
+      VecF a[C::kVecs], b[C::kVecs];
+      C::load(x1 + h * x_head, x2 + h * x_head, a, b);
+      for (int v = 0; v < C::kVecs; ++v) rotate<kStill>(c[v], s[v], a[v], b[v]);
+      C::store(y1 + h * y_head, y2 + h * y_head, a, b);
+    }
+    x1 += kColumns;
+    x2 += kColumns;
+    y1 += kColumns;
+    y2 += kColumns;
+    cos += kStep;
+    sin += kStep;
   }
-  if (i == n) return;
+  if (left == 0) return;
   // The last chunk goes through a buffer: the same arithmetic, so the same bits, and no access beyond the row.
-  const int at = kInterleaved ? 2 * i : i;
-  const size_t bytes = sizeof(T) * (kInterleaved ? 2 : 1) * static_cast<size_t>(n - i);
-  T first[kColumns] = {}, second[kColumns] = {};
-  std::memcpy(first, x1 + at, bytes);
-  if (!kInterleaved) std::memcpy(second, x2 + at, bytes);
-  C::load(first, second, a, b);
-  turn(i);
-  C::store(first, second, a, b);
-  std::memcpy(y1 + at, first, bytes);
-  if (!kInterleaved) std::memcpy(y2 + at, second, bytes);
+  const size_t bytes = sizeof(T) * (kInterleaved ? 2 : 1) * static_cast<size_t>(left);
+  for (int64_t h = 0; h < heads; ++h) {
+    T first[kColumns] = {}, second[kColumns] = {};
+    std::memcpy(first, x1 + h * x_head, bytes);
+    if (!kInterleaved) std::memcpy(second, x2 + h * x_head, bytes);
+    VecF a[C::kVecs], b[C::kVecs];
+    C::load(first, second, a, b);
+    for (int v = 0; v < C::kVecs; ++v)
+      rotate<kStill>(load_raw<VecF>(cos + v * kLanes), load_raw<VecF>(sin + v * kLanes), a[v], b[v]);
+    C::store(first, second, a, b);
+    std::memcpy(y1 + h * y_head, first, bytes);
+    if (!kInterleaved) std::memcpy(y2 + h * y_head, second, bytes);
+  }
 }
 
 template <class T>
@@ -41,18 +54,23 @@ inline void copy_columns(const T* x, T* y, int from, int to) {
   if (to > from) std::memcpy(y + from, x + from, sizeof(T) * static_cast<size_t>(to - from));
 }
 
+// Heads [first, last) of token t
 template <class T, bool kInterleaved>
-inline void rotate_token(const Angles& a, int head_dim, const T* x, T* y, const float* cos, const float* sin, bool still) {
-  const int first = kInterleaved ? 2 * a.begin : a.begin, second = a.pairs + a.begin, n = a.end - a.begin;
-  if (x != y) {
-    copy_columns(x, y, 0, first);
-    copy_columns(x, y, kInterleaved ? 2 * a.end : a.end, kInterleaved ? head_dim : second);
-    if (!kInterleaved) copy_columns(x, y, a.pairs + a.end, head_dim);
+inline void rotate_token(const Angles& a, int head_dim, const Walk<T>& walk, const Table& table, int t, int64_t first,
+                         int64_t last) {
+  const int c1 = kInterleaved ? 2 * a.begin : a.begin, c2 = a.pairs + a.begin;
+  const T* x = walk.x(first, t);
+  T* y = walk.y(first, t);
+  for (int64_t h = first; x != y && h < last; ++h) {
+    const T* from = walk.x(h, t);
+    T* to = walk.y(h, t);
+    copy_columns(from, to, 0, c1);
+    copy_columns(from, to, kInterleaved ? 2 * a.end : a.end, kInterleaved ? head_dim : c2);
+    if (!kInterleaved) copy_columns(from, to, a.pairs + a.end, head_dim);
   }
-  if (still)
-    rotate_row<T, kInterleaved, true>(x + first, x + second, y + first, y + second, cos, sin, n);
-  else
-    rotate_row<T, kInterleaved, false>(x + first, x + second, y + first, y + second, cos, sin, n);
+  const float *cos = table.cos + t * table.slots, *sin = table.sin + t * table.slots;
+  auto* rotate_heads = table.still[t] ? rotate_rows<T, kInterleaved, true> : rotate_rows<T, kInterleaved, false>;
+  rotate_heads(x + c1, x + c2, y + c1, y + c2, walk.x_head, walk.y_head, last - first, cos, sin, a.end - a.begin);
 }
 
 template <class T, bool kInterleaved>
@@ -67,14 +85,10 @@ void tile(const RopeArgs& args, int64_t item) {
     table.fill(a, order, group, batch, token, count);
     for (const Heads* heads : {&args.q, &args.k}) {
       const int64_t per_group = heads->heads / a.groups;
-      const Walk<T> walk(*heads, args.head_dim, batch, token, count, group * per_group, (group + 1) * per_group);
-      for (int64_t o = 0; o < walk.outer; ++o)
-        for (int64_t i = 0; i < walk.inner; ++i) {
-          const int t = walk.token(o, i);
-          walk.fetch(o, i);
-          rotate_token<T, kInterleaved>(a, args.head_dim, walk.x(o, i), walk.y(o, i), table.cos + t * table.slots,
-                                        table.sin + t * table.slots, table.still[t]);
-        }
+      const Walk<T> walk(*heads, args.head_dim, batch, token, group * per_group, (group + 1) * per_group);
+      walk.each(count, [&](int t, int64_t first, int64_t last) {
+        rotate_token<T, kInterleaved>(a, args.head_dim, walk, table, t, first, last);
+      });
     }
   }
 }

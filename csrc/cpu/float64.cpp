@@ -1,5 +1,5 @@
-// The rotary ops in float64: plain loops over columns, for gradient checks and for users who want them. Angles keep all 64
-// bits of the phase.
+// The rotary ops in float64: plain loops over columns, for gradient checks and for users who want them. Angles keep all
+// 64 bits of the phase.
 #include <algorithm>
 #include <cmath>
 #include <vector>
@@ -102,7 +102,8 @@ void apply_rope(const RopeArgs& r, int64_t item) {
 
 double weight_at(const NormArgs& n, const void* weight, int64_t i) {
   if (weight == nullptr) return 1.0;
-  return n.weight_dtype == Dtype::kFloat64 ? static_cast<const double*>(weight)[i] : static_cast<const float*>(weight)[i];
+  return n.weight_dtype == Dtype::kFloat64 ? static_cast<const double*>(weight)[i]
+                                           : static_cast<const float*>(weight)[i];
 }
 
 // 1 / rms of the head, or of all heads, at one token
@@ -138,8 +139,8 @@ void qk_norm_rope(const NormArgs& n, int64_t item) {
   });
 }
 
-void backward_heads(const NormGradArgs& args, const Heads& h, const void* weight, const void* dy, const int64_t* dy_stride,
-                    int64_t block, int64_t blocks, double* partial) {
+void backward_heads(const NormGradArgs& args, const Heads& h, const void* weight, const void* dy,
+                    const int64_t* dy_stride, int64_t block, int64_t blocks, double* partial) {
   const NormArgs& n = args.norm;
   const RopeArgs& r = n.rope;
   Angles angles = r.angles;

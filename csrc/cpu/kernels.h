@@ -1,7 +1,7 @@
 // The native CPU kernels. One source is compiled for every instruction set; kernels() picks at run time.
 //
-// A kernel handles one work item (a tile of tokens of one batch entry) on the calling thread; the caller spreads the items
-// over threads. Results do not depend on how: the tiles are fixed by the shape alone.
+// A kernel handles one work item (a tile of tokens of one batch entry) on the calling thread; the caller spreads the
+// items over threads. Results do not depend on how: the tiles are fixed by the shape alone.
 #pragma once
 #include <cstdint>
 
@@ -9,7 +9,7 @@
 
 namespace saccade::cpu {
 
-constexpr int64_t kTileTokens = 64;  // cos and sin of 32 tokens and 64 pairs: 16 KiB, half of L1
+constexpr int64_t kTileTokens = 64;  // cos and sin of 64 tokens and 64 pairs: 32 KiB
 constexpr int64_t kSumBlocks = 64;   // partial sums of a weight gradient: a fixed number, whatever the thread count
 
 struct Kernels {

@@ -46,15 +46,11 @@ Angles all_pairs(Angles a) {  // identity pairs are normalised too, so the table
 }
 
 float inverse_rms(float sum_of_squares, int64_t count, double eps) {
-  return 1.0f / std::sqrt(sum_of_squares / static_cast<float>(count) + static_cast<float>(eps));
+  return 1.0f / std::sqrt(sum_of_squares * (1.0f / static_cast<float>(count)) + static_cast<float>(eps));
 }
 
-// ---- forward ---------------------------------------------------------------------------------------------------------
-// In place on sums of squares
-void inverse_rms(float* sums, int rows, int64_t count, double eps) {
-  for (int i = 0; i < rows; ++i) sums[i] = inverse_rms(sums[i], count, eps);
-}
-
+// ---- forward
+// ---------------------------------------------------------------------------------------------------------
 template <class T, bool kInterleaved>
 struct Forward {
   using R = Rows<T, kInterleaved>;
@@ -70,46 +66,44 @@ struct Forward {
     load_weights<T, kInterleaved>(args, weight, heads.heads, l, weights.data);
     float token_r[kTileTokens] = {};
     if (args.row) {
-      const Walk<T> walk(heads, rope.head_dim, batch, token, count, 0, heads.heads);
-      for (int64_t o = 0; o < walk.outer; ++o)
-        for (int64_t i = 0; i < walk.inner; ++i) {
-          walk.fetch(o, i);
-          token_r[walk.token(o, i)] += R::squares(l, walk.x(o, i));
-        }
-      inverse_rms(token_r, count, heads.heads * rope.head_dim, args.eps);
+      const Walk<T> walk(heads, rope.head_dim, batch, token, 0, heads.heads);
+      walk.each(count, [&](int t, int64_t first, int64_t last) {
+        for (int64_t h = first; h < last; ++h) token_r[t] += R::squares(l, walk.x(h, t));
+      });
+      for (int t = 0; t < count; ++t) token_r[t] = inverse_rms(token_r[t], heads.heads * rope.head_dim, args.eps);
     }
     const int64_t per_group = heads.heads / angles.groups;
     for (int64_t group = 0; group < angles.groups; ++group) {
       if (angles.groups > 1) table.fill(angles, order, group, batch, token, count);
-      const Walk<T> walk(heads, rope.head_dim, batch, token, count, group * per_group, (group + 1) * per_group);
-      for (int64_t o = 0; o < walk.outer; ++o)
-        for (int64_t i = 0; i < walk.inner; i += kTileTokens)
-          normalise(walk, o, i, walk.inner - i < kTileTokens ? walk.inner - i : kTileTokens, weights.data, token_r, table);
+      const Walk<T> walk(heads, rope.head_dim, batch, token, group * per_group, (group + 1) * per_group);
+      // One group behind: the square root and division of a group run while the one before is turned and stored.
+      Pending pending;
+      walk.each(count, [&](int t, int64_t first, int64_t last) {
+        Pending next{t, first, last, {}};
+        for (int64_t h = first; h < last; ++h)
+          next.r[h - first] = args.row ? token_r[t] : inverse_rms(R::squares(l, walk.x(h, t)), rope.head_dim, args.eps);
+        normalise(walk, pending, weights.data, table);
+        pending = next;
+      });
+      normalise(walk, pending, weights.data, table);
     }
   }
 
-  // Rows [i, i + rows) of one run. All squares first: the square roots and divisions of many rows overlap.
-  void normalise(const Walk<T>& walk, int64_t o, int64_t i, int64_t rows, const float* weights, const float* token_r,
-                 const Table& table) const {
-    float row_r[kTileTokens];
-    if (!args.row) {
-      for (int64_t j = 0; j < rows; ++j) {
-        walk.fetch(o, i + j);
-        row_r[j] = R::squares(l, walk.x(o, i + j));
-      }
-      inverse_rms(row_r, static_cast<int>(rows), rope.head_dim, args.eps);
-    }
-    for (int64_t j = 0; j < rows; ++j) {
-      const int t = walk.token(o, i + j);
-      const T* x = walk.x(o, i + j);
-      T* y = walk.y(o, i + j);
-      const float r = args.row ? token_r[t] : row_r[j];
-      const float* w = weights + (args.row ? walk.head(o, i + j) * l.length() : 0);
-      const float *cos = table.cos + t * table.slots, *sin = table.sin + t * table.slots;
-      if (table.still[t])
-        R::template normalise<true>(l, x, y, r, w, cos, sin);
+  struct Pending {  // heads [first, last) of token t, and their 1 / rms
+    int t = 0;
+    int64_t first = 0, last = 0;
+    float r[kHeadsTogether] = {};
+  };
+
+  void normalise(const Walk<T>& walk, const Pending& p, const float* weights, const Table& table) const {
+    const float *cos = table.cos + p.t * table.slots, *sin = table.sin + p.t * table.slots;
+    for (int64_t h = p.first; h < p.last; ++h) {
+      const float* w = weights + (args.row ? (walk.begin + h) * l.length() : 0);
+      const float r = p.r[h - p.first];
+      if (table.still[p.t])
+        R::template normalise<true>(l, walk.x(h, p.t), walk.y(h, p.t), r, w, cos, sin);
       else
-        R::template normalise<false>(l, x, y, r, w, cos, sin);
+        R::template normalise<false>(l, walk.x(h, p.t), walk.y(h, p.t), r, w, cos, sin);
     }
   }
 };
@@ -121,11 +115,11 @@ void forward(const NormArgs& args, int64_t item) {
   const int64_t token = item % tiles_per_batch * kTileTokens;
   const int64_t left = rope.tokens - token;
   const Forward<T, kInterleaved> f{args,
-                             rope,
-                             Rows<T, kInterleaved>::layout(rope.head_dim, rope.angles.pairs),
-                             item / tiles_per_batch,
-                             token,
-                             static_cast<int>(left < kTileTokens ? left : kTileTokens)};
+                                   rope,
+                                   Rows<T, kInterleaved>::layout(rope.head_dim, rope.angles.pairs),
+                                   item / tiles_per_batch,
+                                   token,
+                                   static_cast<int>(left < kTileTokens ? left : kTileTokens)};
   const Angles angles = all_pairs(rope.angles);
   const Order order = Order::of<Chunk<T, kInterleaved>>(angles.pairs);
   Table table;
@@ -134,11 +128,12 @@ void forward(const NormArgs& args, int64_t item) {
   f.run(rope.k, args.k_weight, table, order, angles);
 }
 
-// ---- backward --------------------------------------------------------------------------------------------------------
-// With n = x r and z = n w rotated to y: dz = inverse rotation of dy, dw += dz n, g = dz w, dx = r (g - n mean(g n)).
+// ---- backward
+// -------------------------------------------------------------------------------------------------------- With n = x r
+// and z = n w rotated to y: dz = inverse rotation of dy, dw += dz n, g = dz w, dx = r (g - n mean(g n)).
 template <class T, bool kInterleaved>
-void backward_heads(const NormGradArgs& args, const Heads& heads, const void* weight, const void* dy, const int64_t* dy_stride,
-                    int64_t block, int64_t blocks, double* partial) {
+void backward_heads(const NormGradArgs& args, const Heads& heads, const void* weight, const void* dy,
+                    const int64_t* dy_stride, int64_t block, int64_t blocks, double* partial) {
   using R = Rows<T, kInterleaved>;
   if (heads.heads == 0) return;
   const NormArgs& norm = args.norm;
@@ -148,7 +143,8 @@ void backward_heads(const NormGradArgs& args, const Heads& heads, const void* we
   const RowLayout l = R::layout(rope.head_dim, angles.pairs);
   const int length = l.length();
   const int64_t weight_rows = norm.row ? heads.heads : 1, h_count = heads.heads;
-  Scratch weights(weight_rows * length), dweights(weight_rows * length), x_rows(h_count * length), g_rows(h_count * length);
+  Scratch weights(weight_rows * length), dweights(weight_rows * length), x_rows(h_count * length),
+      g_rows(h_count * length);
   load_weights<T, kInterleaved>(norm, weight, h_count, l, weights.data);
   const int64_t rows = rope.batch * rope.tokens, from = rows * block / blocks, to = rows * (block + 1) / blocks;
   const int64_t per_group = h_count / angles.groups;
@@ -211,7 +207,8 @@ void backward_heads(const NormGradArgs& args, const Heads& heads, const void* we
         continue;
       }
       const float mean = own / static_cast<float>(rope.head_dim);
-      for (int i = 0; i < length; i += kLanes) store_raw(g + i, (load_raw<VecF>(g + i) - load_raw<VecF>(n + i) * mean) * r);
+      for (int i = 0; i < length; i += kLanes)
+        store_raw(g + i, (load_raw<VecF>(g + i) - load_raw<VecF>(n + i) * mean) * r);
       R::store(l, g, dx + h * heads.y_stride[1]);
     }
     if (!norm.row) continue;
@@ -235,7 +232,8 @@ void backward(const NormGradArgs& args, int64_t block, int64_t blocks) {
   double* partial = static_cast<double*>(args.workspace) + block * (q_width + k_width);
   NormGradArgs inverse = args;
   inverse.norm.rope.angles.inverse = true;
-  backward_heads<T, kInterleaved>(inverse, norm.rope.q, norm.q_weight, args.q_dy, args.q_dy_stride, block, blocks, partial);
+  backward_heads<T, kInterleaved>(inverse, norm.rope.q, norm.q_weight, args.q_dy, args.q_dy_stride, block, blocks,
+                                  partial);
   backward_heads<T, kInterleaved>(inverse, norm.rope.k, norm.k_weight, args.k_dy, args.k_dy_stride, block, blocks,
                                   partial + q_width);
 }

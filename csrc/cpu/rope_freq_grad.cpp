@@ -57,7 +57,8 @@ void sum(const FreqGradArgs& args, int64_t block, int64_t blocks, double* partia
         double* out = cross.data() + head / (h.heads / a.groups) * a.pairs;
         for (int64_t i = 0; i < a.pairs; ++i) {
           const int64_t c1 = a.interleaved ? 2 * i : i, c2 = a.interleaved ? 2 * i + 1 : a.pairs + i;
-          out[i] += value<kDtype>(h.x, x0 + c1) * value<kDtype>(d, d0 + c2) - value<kDtype>(h.x, x0 + c2) * value<kDtype>(d, d0 + c1);
+          out[i] += value<kDtype>(h.x, x0 + c1) * value<kDtype>(d, d0 + c2) -
+                    value<kDtype>(h.x, x0 + c2) * value<kDtype>(d, d0 + c1);
         }
       }
     }

@@ -1,5 +1,5 @@
-// A row of D columns as floats in lane order: [first columns | second columns | columns beyond the pairs], each part padded
-// with zeros to whole vectors. Tables of cos and sin, weights and sums share this order.
+// A row of D columns as floats in lane order: [first columns | second columns | columns beyond the pairs], each part
+// padded with zeros to whole vectors. Tables of cos and sin, weights and sums share this order.
 #pragma once
 #include "angles.h"
 
@@ -15,7 +15,9 @@ struct RowLayout {
 template <class T>
 inline float to_float(T x);
 template <>
-inline float to_float(float x) { return x; }
+inline float to_float(float x) {
+  return x;
+}
 template <>
 inline float to_float(Half x) {
   VecH h{};
@@ -32,11 +34,17 @@ inline float to_float(BFloat16 x) {
 template <class T>
 inline T from_float(float x);
 template <>
-inline float from_float(float x) { return x; }
+inline float from_float(float x) {
+  return x;
+}
 template <>
-inline Half from_float(float x) { return {to_half(broadcast(x))[0]}; }
+inline Half from_float(float x) {
+  return {to_half(broadcast(x))[0]};
+}
 template <>
-inline BFloat16 from_float(float x) { return {static_cast<uint16_t>(join_words(broadcast(x), VecF{})[0])}; }
+inline BFloat16 from_float(float x) {
+  return {static_cast<uint16_t>(join_words(broadcast(x), VecF{})[0])};
+}
 
 inline float sum_lanes(VecF v) {
 #if defined(__AVX512F__)
@@ -85,24 +93,21 @@ struct Rows {
   }
 
   static float squares(const RowLayout& l, const T* x) {
-    const T *x1 = x, *x2 = x + l.pairs;
     VecF sum[2 * C::kVecs] = {};
-    VecF a[C::kVecs], b[C::kVecs];
-    int i = 0;
-    auto add = [&] {
+    const T *x1 = x, *x2 = x + l.pairs;
+    int64_t left = l.pairs;
+    for (; left >= kStep; left -= kStep, x1 += kColumns, x2 += kColumns) {
+      VecF a[C::kVecs], b[C::kVecs];
+      C::load(x1, x2, a, b);
       for (int v = 0; v < C::kVecs; ++v) {
         sum[v] += a[v] * a[v];
         sum[C::kVecs + v] += b[v] * b[v];
       }
-    };
-    for (; i + kStep <= l.pairs; i += kStep) {
-      const int at = kInterleaved ? 2 * i : i;
-      C::load(x1 + at, x2 + at, a, b);
-      add();
     }
-    if (i < l.pairs) {
-      load_tail(l, x, i, a, b);
-      add();
+    if (left > 0) {
+      VecF a[C::kVecs], b[C::kVecs];
+      load_tail(l, x, l.pairs - static_cast<int>(left), a, b);
+      for (int v = 0; v < C::kVecs; ++v) sum[v] += a[v] * a[v] + b[v] * b[v];
     }
     VecF all = sum[0] + sum[1];
     for (int v = 2; v < 2 * C::kVecs; ++v) all += sum[v];
@@ -114,34 +119,47 @@ struct Rows {
     return total;
   }
 
-  // y = rotation of x * r * weight (lane order)
+  // y = rotation of x * r * weight (lane order). The arrays of the loop must not be those of the tail: their address
+  // would escape, and every vector would go through memory.
   template <bool kStill>
-  static void normalise(const RowLayout& l, const T* x, T* y, float r, const float* weight, const float* cos, const float* sin) {
+  static void normalise(const RowLayout& l, const T* x, T* y, float r, const float* weight, const float* cos,
+                        const float* sin) {
+    const float *w1 = weight, *w2 = weight + l.slots;
     const T *x1 = x, *x2 = x + l.pairs;
     T *y1 = y, *y2 = y + l.pairs;
-    VecF a[C::kVecs], b[C::kVecs];
-    int i = 0;
-    auto turn = [&] {
-      for (int v = 0; v < C::kVecs; ++v) {
-        const int s = i + v * kLanes;
-        a[v] = a[v] * r * load_raw<VecF>(weight + s);
-        b[v] = b[v] * r * load_raw<VecF>(weight + l.slots + s);
-        rotate<kStill>(load_raw<VecF>(cos + s), load_raw<VecF>(sin + s), a[v], b[v]);
-      }
-    };
-    for (; i + kStep <= l.pairs; i += kStep) {
-      const int at = kInterleaved ? 2 * i : i;
-      C::load(x1 + at, x2 + at, a, b);
-      turn();
-      C::store(y1 + at, y2 + at, a, b);
+    int64_t left = l.pairs;
+    for (; left >= kStep; left -= kStep) {
+      VecF a[C::kVecs], b[C::kVecs];
+      C::load(x1, x2, a, b);
+      turn<kStill>(a, b, r, w1, w2, cos, sin);
+      C::store(y1, y2, a, b);
+      x1 += kColumns;
+      x2 += kColumns;
+      y1 += kColumns;
+      y2 += kColumns;
+      w1 += kStep;
+      w2 += kStep;
+      cos += kStep;
+      sin += kStep;
     }
-    if (i < l.pairs) {
-      load_tail(l, x, i, a, b);
-      turn();
-      store_tail(l, y, i, a, b);
+    if (left > 0) {
+      const int done = l.pairs - static_cast<int>(left);
+      VecF a[C::kVecs], b[C::kVecs];
+      load_tail(l, x, done, a, b);
+      turn<kStill>(a, b, r, w1, w2, cos, sin);
+      store_tail(l, y, done, a, b);
     }
     const float* tail = weight + 2 * l.slots;
-    for (int j = 0; j < l.rest; ++j) y[2 * l.pairs + j] = from_float<T>(to_float(x[2 * l.pairs + j]) * r * tail[j]);
+    for (int j = 0; j < l.rest; ++j) y[2 * l.pairs + j] = from_float<T>(to_float(x[2 * l.pairs + j]) * (r * tail[j]));
+  }
+
+  template <bool kStill>
+  static void turn(VecF* a, VecF* b, float r, const float* w1, const float* w2, const float* cos, const float* sin) {
+    for (int v = 0; v < C::kVecs; ++v) {
+      a[v] = a[v] * (r * load_raw<VecF>(w1 + v * kLanes));
+      b[v] = b[v] * (r * load_raw<VecF>(w2 + v * kLanes));
+      rotate<kStill>(load_raw<VecF>(cos + v * kLanes), load_raw<VecF>(sin + v * kLanes), a[v], b[v]);
+    }
   }
 
   // The last, partial chunk goes through a buffer: the same arithmetic and no access beyond the row.

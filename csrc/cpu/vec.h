@@ -1,7 +1,7 @@
 // Vectors of float in the width of the instruction set being compiled, and how each dtype fills them.
 //
-// Only compiler vectors and a few intrinsics: no standard containers here, whose out-of-line code could be shared with a
-// translation unit compiled for a lesser processor.
+// Only compiler vectors and a few intrinsics: no standard containers here, whose out-of-line code could be shared with
+// a translation unit compiled for a lesser processor.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -82,15 +82,16 @@ inline VecH to_half(VecF x) {
 #endif
 }
 
-// ---- bf16: two elements fill a word, so the even one is the word shifted up and the odd one the word masked --------------
-// Rounding assumes that the low half of a NaN is zero, else it would overflow: true for NaN that come from bf16 and fp16 inputs
-// or from arithmetic; weights are made so when they are loaded (quiet()).
+// ---- bf16: two elements fill a word, so the even one is the word shifted up and the odd one the word masked
+// -------------- Rounding assumes that the low half of a NaN is zero, else it would overflow: true for NaN that come
+// from bf16 and fp16 inputs or from arithmetic; weights are made so when they are loaded (quiet()).
 inline void split_words(VecU w, VecF& even, VecF& odd) {
   even = (VecF)(w << 16);
   odd = (VecF)(w & 0xffff0000u);
 }
 
-// Round to nearest even. (low + 0x7fff + lowest bit of high) carries into high; averaging gives the carry in 16-bit lanes.
+// Round to nearest even. (low + 0x7fff + lowest bit of high) carries into high; averaging gives the carry in 16-bit
+// lanes.
 inline VecU join_words(VecF even, VecF odd) {
 #if defined(__AVX512BW__)
   const __m512i e = (__m512i)even, o = (__m512i)odd;
@@ -113,8 +114,9 @@ inline VecU join_words(VecF even, VecF odd) {
 inline float quiet(float x) { return x == x ? x : __builtin_nanf(""); }
 
 // ---- how a dtype fills vectors --------------------------------------------------------------------------------------
-// A chunk is kPairs<T> consecutive pairs, held as kVecs<T> vectors of first and of second columns. The order of the pairs
-// in the lanes is whatever is cheapest to load; order() tells it, and tables of cos, sin and weights are laid out alike.
+// A chunk is kPairs<T> consecutive pairs, held as kVecs<T> vectors of first and of second columns. The order of the
+// pairs in the lanes is whatever is cheapest to load; order() tells it, and tables of cos, sin and weights are laid out
+// alike.
 
 template <class T, bool kInterleaved>
 struct Chunk;  // load(first column pointer, second column pointer, first[], second[]), store, order(vec, lane)

@@ -23,16 +23,17 @@ void cuda_run(const Tensor& q, const RopeArgs& args) { call_cuda(q, "apply_rope"
 #endif
 
 template <Run kRun>
-void into(const Tensor& q, const OptionalTensor& k, const Tensor& q_out, const OptionalTensor& k_out, const Tensor& positions,
-          const Tensor& steps, const AngleOptions& options) {
+void into(const Tensor& q, const OptionalTensor& k, const Tensor& q_out, const OptionalTensor& k_out,
+          const Tensor& positions, const Tensor& steps, const AngleOptions& options) {
   RopeArgs args = rope_args(q, k, q_out, k_out, positions);
   set_angles(args, q, steps, options);
   if (!is_empty(args)) kRun(q, args);
 }
 
 template <Run kRun>
-std::tuple<Tensor, Tensor> functional(const Tensor& q, const OptionalTensor& k, const Tensor& positions, const Tensor& steps,
-                                      int64_t shift, int64_t begin, int64_t end, bool interleaved, double scale, bool inverse) {
+std::tuple<Tensor, Tensor> functional(const Tensor& q, const OptionalTensor& k, const Tensor& positions,
+                                      const Tensor& steps, int64_t shift, int64_t begin, int64_t end, bool interleaved,
+                                      double scale, bool inverse) {
   Tensor q_out = torch::stable::empty_like(q), k_out = output_like(k, q);
   into<kRun>(q, k, q_out, k.has_value() ? OptionalTensor(k_out) : std::nullopt, positions, steps,
              {shift, begin, end, interleaved, scale, inverse});
@@ -40,8 +41,8 @@ std::tuple<Tensor, Tensor> functional(const Tensor& q, const OptionalTensor& k, 
 }
 
 template <Run kRun>
-void inplace(const Tensor& q, const OptionalTensor& k, const Tensor& positions, const Tensor& steps, int64_t shift, int64_t begin,
-             int64_t end, bool interleaved, double scale, bool inverse) {
+void inplace(const Tensor& q, const OptionalTensor& k, const Tensor& positions, const Tensor& steps, int64_t shift,
+             int64_t begin, int64_t end, bool interleaved, double scale, bool inverse) {
   into<kRun>(q, k, q, k, positions, steps, {shift, begin, end, interleaved, scale, inverse});
 }
 

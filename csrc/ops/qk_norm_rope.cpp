@@ -12,11 +12,13 @@
 namespace saccade {
 namespace {
 
-void set_weight(NormArgs& args, const Tensor& q, const OptionalTensor& weight, int64_t heads, const char* name, const void*& out) {
+void set_weight(NormArgs& args, const Tensor& q, const OptionalTensor& weight, int64_t heads, const char* name,
+                const void*& out) {
   if (!weight.has_value()) return;
   const int64_t expected = args.row ? heads * args.rope.head_dim : args.rope.head_dim;
-  STD_TORCH_CHECK(weight->dim() == 1 && weight->size(0) == expected && weight->is_contiguous() && weight->device() == q.device(), name,
-                  ": expected a contiguous [", expected, "] on the device of q");
+  STD_TORCH_CHECK(
+      weight->dim() == 1 && weight->size(0) == expected && weight->is_contiguous() && weight->device() == q.device(),
+      name, ": expected a contiguous [", expected, "] on the device of q");
   args.weight_dtype = dtype_of(*weight, name);
   STD_TORCH_CHECK(args.weight_dtype == args.rope.dtype || args.weight_dtype == Dtype::kFloat32, name,
                   ": expected float32 or the dtype of q");
@@ -30,8 +32,8 @@ struct NormOptions {
 };
 
 NormArgs norm_args(const Tensor& q, const OptionalTensor& k, const Tensor& q_out, const OptionalTensor& k_out,
-                   const OptionalTensor& q_weight, const OptionalTensor& k_weight, const Tensor& positions, const Tensor& steps,
-                   const NormOptions& o) {
+                   const OptionalTensor& q_weight, const OptionalTensor& k_weight, const Tensor& positions,
+                   const Tensor& steps, const NormOptions& o) {
   NormArgs args;
   args.rope = rope_args(q, k, q_out, k_out, positions);
   set_angles(args.rope, q, steps, o.angles);
@@ -44,7 +46,8 @@ NormArgs norm_args(const Tensor& q, const OptionalTensor& k, const Tensor& q_out
   return args;
 }
 
-// ---- forward ---------------------------------------------------------------------------------------------------------
+// ---- forward
+// ---------------------------------------------------------------------------------------------------------
 using Run = void (*)(const Tensor&, const NormArgs&);
 
 void cpu_run(const Tensor&, const NormArgs& args) {
@@ -59,25 +62,27 @@ void cuda_run(const Tensor& q, const NormArgs& args) { call_cuda(q, "qk_norm_rop
 
 template <Run kRun>
 std::tuple<Tensor, Tensor> functional(const Tensor& q, const OptionalTensor& k, const OptionalTensor& q_weight,
-                                      const OptionalTensor& k_weight, const Tensor& positions, const Tensor& steps, int64_t shift,
-                                      int64_t begin, int64_t end, bool interleaved, double scale, double eps, bool row) {
+                                      const OptionalTensor& k_weight, const Tensor& positions, const Tensor& steps,
+                                      int64_t shift, int64_t begin, int64_t end, bool interleaved, double scale,
+                                      double eps, bool row) {
   Tensor q_out = torch::stable::empty_like(q), k_out = output_like(k, q);
-  const NormArgs args = norm_args(q, k, q_out, k.has_value() ? OptionalTensor(k_out) : std::nullopt, q_weight, k_weight, positions,
-                                  steps, {{shift, begin, end, interleaved, scale, false}, eps, row});
+  const NormArgs args = norm_args(q, k, q_out, k.has_value() ? OptionalTensor(k_out) : std::nullopt, q_weight, k_weight,
+                                  positions, steps, {{shift, begin, end, interleaved, scale, false}, eps, row});
   if (!is_empty(args.rope)) kRun(q, args);
   return {q_out, k_out};
 }
 
 template <Run kRun>
 void inplace(const Tensor& q, const OptionalTensor& k, const OptionalTensor& q_weight, const OptionalTensor& k_weight,
-             const Tensor& positions, const Tensor& steps, int64_t shift, int64_t begin, int64_t end, bool interleaved, double scale,
-             double eps, bool row) {
+             const Tensor& positions, const Tensor& steps, int64_t shift, int64_t begin, int64_t end, bool interleaved,
+             double scale, double eps, bool row) {
   const NormArgs args = norm_args(q, k, q, k, q_weight, k_weight, positions, steps,
                                   {{shift, begin, end, interleaved, scale, false}, eps, row});
   if (!is_empty(args.rope)) kRun(q, args);
 }
 
-// ---- backward --------------------------------------------------------------------------------------------------------
+// ---- backward
+// --------------------------------------------------------------------------------------------------------
 using RunBackward = void (*)(const Tensor&, NormGradArgs&, int64_t q_width, int64_t k_width);
 
 // Sum of the blocks' partial sums, in their order; `out` float32, or float64 where `wide`.
@@ -117,14 +122,14 @@ void cuda_run_backward(const Tensor& q, NormGradArgs& args, int64_t, int64_t) {
 template <RunBackward kRun>
 std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& dq, const OptionalTensor& dk, const Tensor& q,
                                                     const OptionalTensor& k, const OptionalTensor& q_weight,
-                                                    const OptionalTensor& k_weight, const Tensor& positions, const Tensor& steps,
-                                                    int64_t shift, int64_t begin, int64_t end, bool interleaved, double scale,
-                                                    double eps, bool row) {
+                                                    const OptionalTensor& k_weight, const Tensor& positions,
+                                                    const Tensor& steps, int64_t shift, int64_t begin, int64_t end,
+                                                    bool interleaved, double scale, double eps, bool row) {
   STD_TORCH_CHECK(k.has_value() == dk.has_value(), "dk: expected where k is, and only there");
   Tensor q_grad = torch::stable::empty_like(q), k_grad = output_like(k, q);
   NormGradArgs args;
-  args.norm = norm_args(q, k, q_grad, k.has_value() ? OptionalTensor(k_grad) : std::nullopt, q_weight, k_weight, positions, steps,
-                        {{shift, begin, end, interleaved, scale, false}, eps, row});
+  args.norm = norm_args(q, k, q_grad, k.has_value() ? OptionalTensor(k_grad) : std::nullopt, q_weight, k_weight,
+                        positions, steps, {{shift, begin, end, interleaved, scale, false}, eps, row});
   check_like(dq, q, "dq");
   args.q_dy = dq.data_ptr();
   copy_strides(dq, args.q_dy_stride);

@@ -1,5 +1,5 @@
-// From torch tensors to the plain arguments that the rotary kernels take, with the checks that keep memory safe. The Python
-// functions have refused bad input with better words before; these hold for direct callers of the raw ops.
+// From torch tensors to the plain arguments that the rotary kernels take, with the checks that keep memory safe. The
+// Python functions have refused bad input with better words before; these hold for direct callers of the raw ops.
 #pragma once
 #include "../util/torch.h"
 #include "rope_args.h"
@@ -27,12 +27,14 @@ inline void copy_strides(const Tensor& t, int64_t (&out)[3]) {
 
 inline void check_heads(const Tensor& t, const char* name) {
   STD_TORCH_CHECK(t.dim() == 4, name, ": expected 4 dimensions [B, H, S, D], got ", t.dim());
-  STD_TORCH_CHECK(t.numel() == 0 || t.size(3) == 1 || t.stride(3) == 1, name, ": expected a last dimension of stride 1");
+  STD_TORCH_CHECK(t.numel() == 0 || t.size(3) == 1 || t.stride(3) == 1, name,
+                  ": expected a last dimension of stride 1");
 }
 
 inline void check_like(const Tensor& t, const Tensor& x, const char* name) {
   check_heads(t, name);
-  STD_TORCH_CHECK(t.scalar_type() == x.scalar_type() && t.device() == x.device(), name, ": expected the dtype and device of q");
+  STD_TORCH_CHECK(t.scalar_type() == x.scalar_type() && t.device() == x.device(), name,
+                  ": expected the dtype and device of q");
   for (int i = 0; i < 4; ++i) STD_TORCH_CHECK(t.size(i) == x.size(i), name, ": expected the shape of its input");
 }
 
@@ -65,7 +67,8 @@ inline RopeArgs rope_args(const Tensor& q, const OptionalTensor& k, const Tensor
   args.q = heads_of(q, q_out);
   if (k.has_value()) {
     check_heads(*k, "k");
-    STD_TORCH_CHECK(k->scalar_type() == q.scalar_type() && k->device() == q.device(), "k: expected the dtype and device of q");
+    STD_TORCH_CHECK(k->scalar_type() == q.scalar_type() && k->device() == q.device(),
+                    "k: expected the dtype and device of q");
     STD_TORCH_CHECK(k->size(0) == q.size(0) && k->size(2) == q.size(2) && k->size(3) == q.size(3),
                     "k: expected the batch, length and head_dim of q");
     args.k = heads_of(*k, *k_out);

@@ -39,8 +39,8 @@ void cuda_run(const Tensor& q, FreqGradArgs& args, int64_t) {
 #endif
 
 template <Run kRun>
-Tensor run(const Tensor& q, const OptionalTensor& k, const Tensor& dq, const OptionalTensor& dk, const Tensor& positions,
-           int64_t groups, int64_t pairs, bool interleaved) {
+Tensor run(const Tensor& q, const OptionalTensor& k, const Tensor& dq, const OptionalTensor& dk,
+           const Tensor& positions, int64_t groups, int64_t pairs, bool interleaved) {
   STD_TORCH_CHECK(k.has_value() == dk.has_value(), "dk: expected where k is, and only there");
   FreqGradArgs args;
   args.rope = rope_args(q, k, q, k, positions);

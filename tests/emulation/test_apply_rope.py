@@ -8,6 +8,7 @@ import torch
 from emulation.cases import BF16, F16, F32, Case, Outputs, bits, options, poisoned, problem
 from emulation.cuda_emulator import call, rope_args
 from emulation.twin import twin_cos_sin, twin_table
+
 from saccade.reference.apply_rope import apply_rope, rotate
 from saccade.testing.budget import check_budget
 

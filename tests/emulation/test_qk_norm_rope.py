@@ -8,6 +8,7 @@ import pytest
 import torch
 from emulation.cases import BF16, F16, F32, Case, Outputs, bits, options, poisoned, problem, tensor
 from emulation.cuda_emulator import DTYPES, NormArgs, NormGradArgs, call, rope_args, strides, workspace
+
 from saccade.reference.qk_norm_rope import qk_norm_rope
 from saccade.testing.budget import check_budget
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from emulation.cases import F16, F32, Case, problem
 from emulation.cuda_emulator import FreqGradArgs, call, rope_args, strides, workspace
+
 from saccade.reference.rope_freq_grad import rope_freq_grad
 from saccade.testing.budget import check_budget
 

@@ -58,9 +58,9 @@ def wrong_arrows(files: dict[Path, str]) -> list[str]:
     for path, source in files.items():
         here = room(path)
         for there in imported_rooms(source) - {here}:
-            if (PACKAGE / there).exists() or (PACKAGE / f"{there}.py").exists() or there == "_triton":
-                if there not in MAY.get(here, set()):
-                    wrong.append(f"{path.relative_to(ROOT)}: {here} -> {there}")
+            a_room = (PACKAGE / there).exists() or (PACKAGE / f"{there}.py").exists() or there == "_triton"
+            if a_room and there not in MAY.get(here, set()):
+                wrong.append(f"{path.relative_to(ROOT)}: {here} -> {there}")
     return sorted(wrong)
 
 

@@ -18,9 +18,6 @@ import torch
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from saccade.rope.positions import grid_positions  # noqa: E402
-from saccade.testing import error_budget  # noqa: E402
-
 from bench import __main__ as command  # noqa: E402
 from bench import environment, figure, gate, memory, report, rows, runner, sanitize, timing  # noqa: E402
 from bench.cases import (  # noqa: E402
@@ -40,6 +37,8 @@ from bench.cases import _rope_calls as rope_calls  # noqa: E402
 from bench.cases import _rope_checks as rope_checks  # noqa: E402
 from bench.cases import _rope_sanitize as rope_sanitize  # noqa: E402
 from bench.roofline import Roofs  # noqa: E402
+from saccade.rope.positions import grid_positions  # noqa: E402
+from saccade.testing import error_budget  # noqa: E402
 
 ROOFS = Roofs(10.0, 1 << 20, {"float32": 0.1}, {"float32": 256})
 

@@ -8,15 +8,20 @@ import sys
 from pathlib import Path
 
 import pytest
-import saccade
 import torch
+
+import saccade
 from saccade._load import BINARY, schemas
 
 PACKAGE = Path(saccade.__file__).parent
 
 
 def in_process(site: Path, code: str) -> subprocess.CompletedProcess[str]:
-    path = f"import sys; sys.path.insert(0, {str(site)!r}); sys.meta_path[:] = [f for f in sys.meta_path if '__editable__' not in repr(f)]\n"
+    # The copy must win over an editable install of the original.
+    path = (
+        f"import sys; sys.path.insert(0, {str(site)!r})\n"
+        "sys.meta_path[:] = [f for f in sys.meta_path if '__editable__' not in repr(f)]\n"
+    )
     return subprocess.run([sys.executable, "-c", path + code], capture_output=True, text=True, timeout=120)
 
 
@@ -91,6 +96,7 @@ def test_a_changed_schema_is_refused(copy):
 
 def test_doctor_prints_every_op(capsys):
     from rich.console import Console
+
     from saccade import doctor
 
     assert doctor.run(Console(width=200)) == 0

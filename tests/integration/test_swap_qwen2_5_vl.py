@@ -9,6 +9,8 @@ import torch
 
 transformers = pytest.importorskip("transformers", minversion="5.19")
 
+from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as modeling  # noqa: E402
+
 from saccade.demo import exact  # noqa: E402
 from saccade.rope.multimodal import multimodal_positions  # noqa: E402
 from saccade.rope.presets import hope, mrope, qwen_vision, vanilla, videorope  # noqa: E402
@@ -16,7 +18,6 @@ from saccade.swap import Site, Swap, SwapRefused  # noqa: E402
 from saccade.swap.instance import fingerprint  # noqa: E402
 from saccade.swap.qwen2_5_vl import rotary  # noqa: E402
 from saccade.testing import check_budget  # noqa: E402
-from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as modeling  # noqa: E402
 
 VIDEO, GRID = 257, (2, 8, 12)
 SEGMENTS = (5, (2, 4, 6), 7)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+
 from saccade.reference.apply_rope import apply_rope, join_columns, pair_columns
 from saccade.reference.turns import cos_sin
 from saccade.rope.spec import RopeSpec

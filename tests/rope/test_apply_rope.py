@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from rope.rope_cases import DTYPES, SPECS, TOKENS, spec
+
 from saccade.rope import RopeSpec, apply_rope
 from saccade.testing import check_budget, layouts, poison, rope_inputs
 

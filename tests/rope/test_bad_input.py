@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from rope.rope_cases import spec
+
 from saccade.rope import RopeSpec, apply_rope, qk_norm_rope
 
 S = spec(64)
@@ -102,7 +103,11 @@ NORM = {
     "eps bool": (dict(eps=True), ValueError, "eps: expected"),
     "learned": (dict(spec=LEARNED), ValueError, "spec: qk_norm_rope takes static frequencies"),
     "weight without k": (dict(k=None, k_weight=ones(64)), ValueError, "k_weight: there is no k"),
-    "in place weight grad": (dict(inplace=True, q_weight=ones(64).requires_grad_()), ValueError, "inplace: a weight requires"),
+    "in place weight grad": (
+        dict(inplace=True, q_weight=ones(64).requires_grad_()),
+        ValueError,
+        "inplace: a weight requires",
+    ),
 }
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
-import saccade
 import torch
 from rope.rope_cases import SPECS, spec
+
+import saccade
 from saccade._load import schemas
 from saccade.rope import apply_rope, qk_norm_rope
 from saccade.testing import rope_inputs
@@ -71,7 +72,10 @@ CALLS = {
     "rope_freq_grad": [(Q, K, Q, K, P, 1, 32, False), (Q, None, Q, None, P, 2, 16, True)],
     "qk_norm_rope": [(Q, K, W, None, P, S.steps(), *STATIC, 1e-6, False)],
     "qk_norm_rope_": [(Q, K, None, W, P, S.steps(), *STATIC, 1e-6, False)],
-    "qk_norm_rope_bwd": [(Q, K, Q, K, W, W, P, S.steps(), *STATIC, 1e-6, False), (Q, None, Q, None, None, None, P, S.steps(), *STATIC, 0.0, True)],
+    "qk_norm_rope_bwd": [
+        (Q, K, Q, K, W, W, P, S.steps(), *STATIC, 1e-6, False),
+        (Q, None, Q, None, None, None, P, S.steps(), *STATIC, 0.0, True),
+    ],
 }
 
 

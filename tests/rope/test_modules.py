@@ -8,6 +8,7 @@ import inspect
 import pytest
 import torch
 from rope.angle_tables import turn
+
 from saccade.rope import modules, positions, presets
 from saccade.rope.modules import GAMMAS, HoPE, MochiRoPE, RotaryEmbedding
 

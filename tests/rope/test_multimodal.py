@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rope.angle_tables import UNIT, turn
+
 from saccade.reference.apply_rope import apply_rope
 from saccade.rope import presets
 from saccade.rope.positions import batch_positions, multimodal_positions

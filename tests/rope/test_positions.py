@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rope.angle_tables import table, turn
+
 from saccade.rope import positions as place
 from saccade.rope import presets
 

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from rope.angle_tables import assert_within, columns, table, table_bound, turn, turn_bound
+
 from saccade.reference.apply_rope import apply_rope_learned
 from saccade.rope import positions as place
 from saccade.rope import presets

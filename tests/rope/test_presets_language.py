@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from rope.angle_tables import assert_within, columns, table, table_bound, turn, turn_bound
+
 from saccade.rope import positions as place
 from saccade.rope import presets
 

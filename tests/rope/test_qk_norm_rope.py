@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from rope.rope_cases import DTYPES, SPECS, spec
+
 from saccade.rope import apply_rope, qk_norm_rope
 from saccade.testing import check_budget, rope_inputs
 

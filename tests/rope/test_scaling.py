@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+
 from saccade.rope import presets, scaling
 
 UNIT = 2.0**-24

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rope.angle_tables import turn
+
 from saccade.reference.turns import phase
 from saccade.rope import presets, scaling
 from saccade.rope.spec import RopeSpec

@@ -12,8 +12,6 @@ The gradient is the inverse rotation: dx = m * R(-phi) dy.
 
 from __future__ import annotations
 
-import math
-
 import torch
 
 from saccade.reference.turns import cos_sin
