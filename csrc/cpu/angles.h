@@ -87,10 +87,14 @@ inline void sincos_turns(VecI t, VecF& cos, VecF& sin) {
 // One head group's steps in lane order.
 struct Steps {
   alignas(64) int64_t step[kMaxAxes][kMaxPairs + 2 * kLanes];
+  alignas(64) uint32_t low[kMaxAxes][kMaxPairs + 2 * kLanes];  // the halves of step
+  alignas(64) uint32_t high[kMaxAxes][kMaxPairs + 2 * kLanes];
   int first[kMaxAxes], last[kMaxAxes];  // slots outside are zero
+  bool one_axis;                        // no pair is turned by two axes
 
   void load(const Angles& a, const Order& order, int64_t group) {
     const int pairs = a.end - a.begin;
+    one_axis = true;
     for (int axis = 0; axis < a.axes; ++axis) {
       const int64_t* row = a.steps + (axis * static_cast<int64_t>(a.groups) + group) * a.pairs + a.begin;
       first[axis] = order.slots;
@@ -98,7 +102,10 @@ struct Steps {
       for (int s = 0; s < order.slots; ++s) {
         const int64_t value = order.pair[s] < pairs ? row[order.pair[s]] : 0;
         step[axis][s] = value;
+        low[axis][s] = static_cast<uint32_t>(value);
+        high[axis][s] = static_cast<uint32_t>(static_cast<uint64_t>(value) >> 32);
         if (value == 0) continue;
+        for (int other = 0; other < axis; ++other) one_axis &= step[other][s] == 0;
         if (first[axis] == order.slots) first[axis] = s;
         last[axis] = s + 1;
       }
@@ -106,9 +113,8 @@ struct Steps {
   }
 };
 
-// cos and sin (scale and direction included) of one token in lane order; returns whether some sin is exactly 0.
-inline bool fill_token(const Angles& a, const Steps& steps, int slots, int64_t batch, int64_t token, float* cos,
-                       float* sin) {
+// Signed turns [slots] of one token in 2^-32; returns whether its position is valid.
+inline bool turns_of(const Angles& a, const Steps& steps, int slots, int64_t batch, int64_t token, int32_t* turns) {
   alignas(64) int64_t phase[kMaxPairs + 2 * kLanes];
   for (int s = 0; s < slots; ++s) phase[s] = int64_t{1} << 31;  // rounds the shift below
   bool valid = true;
@@ -125,8 +131,51 @@ inline bool fill_token(const Angles& a, const Steps& steps, int slots, int64_t b
     for (int s = steps.first[axis]; s < steps.last[axis]; ++s)
       phase[s] += f * (step[s] >> 32) + ((f * ((step[s] & 0xffffffff) >> 1)) >> 31);
   }
-  alignas(64) int32_t turns[kMaxPairs + 2 * kLanes];
   for (int s = 0; s < slots; ++s) turns[s] = static_cast<int32_t>(phase[s] >> 32);
+  return valid;
+}
+
+#if defined(__AVX2__)
+// The same for whole positions of 32 bits: the upper half of step * whole from two 32-bit products, half the
+// instructions. Rounding is per axis here, so it holds only where one axis turns a pair.
+inline bool small_turns_of(const Angles& a, const Steps& steps, int slots, int64_t batch, int64_t token,
+                           int32_t* turns) {
+  int32_t whole[kMaxAxes];
+  for (int axis = 0; axis < a.axes; ++axis) {
+    const Place p = place(a, axis, batch, token);
+    whole[axis] = static_cast<int32_t>(p.whole);
+    if (p.fraction != 0 || !p.valid || whole[axis] != p.whole) return false;
+  }
+  const __m256i half = _mm256_set1_epi64x(int64_t{1} << 31);
+  for (int s = 0; s < slots; s += 8) {
+    __m256i total = _mm256_setzero_si256();
+    for (int axis = 0; axis < a.axes; ++axis) {
+      if (s + 8 <= steps.first[axis] || s >= steps.last[axis]) continue;
+      const __m256i w = _mm256_set1_epi32(whole[axis]);
+      const __m256i low = _mm256_load_si256(reinterpret_cast<const __m256i*>(steps.low[axis] + s));
+      const __m256i high = _mm256_load_si256(reinterpret_cast<const __m256i*>(steps.high[axis] + s));
+      const __m256i even = _mm256_add_epi64(_mm256_mul_epu32(low, w), half);
+      const __m256i odd = _mm256_add_epi64(_mm256_mul_epu32(_mm256_srli_epi64(low, 32), w), half);
+      const __m256i carried = _mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xaa);
+      // The products took a negative position as 2^32 more than it is.
+      const __m256i excess = _mm256_and_si256(low, _mm256_srai_epi32(w, 31));
+      total = _mm256_add_epi32(total, _mm256_sub_epi32(_mm256_add_epi32(carried, _mm256_mullo_epi32(high, w)), excess));
+    }
+    _mm256_store_si256(reinterpret_cast<__m256i*>(turns + s), total);
+  }
+  return true;
+}
+#endif
+
+// cos and sin (scale and direction included) of one token in lane order; returns whether some sin is exactly 0.
+inline bool fill_token(const Angles& a, const Steps& steps, int slots, int64_t batch, int64_t token, float* cos,
+                       float* sin) {
+  alignas(64) int32_t turns[kMaxPairs + 2 * kLanes];
+  bool valid = true, done = false;
+#if defined(__AVX2__)
+  done = steps.one_axis && small_turns_of(a, steps, slots, batch, token, turns);
+#endif
+  if (!done) valid = turns_of(a, steps, slots, batch, token, turns);
   const VecF scale = broadcast(valid ? a.scale : __builtin_nanf(""));
   const VecF sign = broadcast(a.inverse ? -1.0f : 1.0f);
   VecI still{};

@@ -45,8 +45,9 @@ Angles all_pairs(Angles a) {  // identity pairs are normalised too, so the table
   return a;
 }
 
+// In float64: an error here would be common to the whole row.
 float inverse_rms(float sum_of_squares, int64_t count, double eps) {
-  return 1.0f / std::sqrt(sum_of_squares * (1.0f / static_cast<float>(count)) + static_cast<float>(eps));
+  return static_cast<float>(1.0 / std::sqrt(static_cast<double>(sum_of_squares) / static_cast<double>(count) + eps));
 }
 
 // ---- forward

@@ -111,12 +111,12 @@ struct Rows {
     }
     VecF all = sum[0] + sum[1];
     for (int v = 2; v < 2 * C::kVecs; ++v) all += sum[v];
-    float total = sum_lanes(all);
+    double total = sum_lanes(all);
     for (int j = 0; j < l.rest; ++j) {
-      const float value = to_float(x[2 * l.pairs + j]);
+      const double value = to_float(x[2 * l.pairs + j]);
       total += value * value;
     }
-    return total;
+    return static_cast<float>(total);
   }
 
   // y = rotation of x * r * weight (lane order). The arrays of the loop must not be those of the tail: their address
