@@ -4,6 +4,7 @@ Environment: SACCADE_CUDA=AUTO|ON|OFF, SACCADE_CUDA_ARCHS="80-real;89-real;90a-r
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -61,7 +62,8 @@ class CMakeBuild(build_ext):
         run(configure)
         jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
         run(["cmake", "--build", build, "--parallel", jobs])
-        if "CMAKE_CUDA_COMPILER:" not in (build / "CMakeCache.txt").read_text() or cuda == "OFF":
+        cache = (build / "CMakeCache.txt").read_text()
+        if cuda == "OFF" or not re.search(r"^CMAKE_CUDA_COMPILER:\w+=/", cache, re.MULTILINE):
             self.warn(
                 "saccade was built without CUDA kernels (no nvcc, or SACCADE_CUDA=OFF): CPU and Triton kernels remain"
             )
