@@ -52,6 +52,13 @@ float inverse_rms(float sum_of_squares, int64_t count, double eps) {
 
 // ---- forward
 // ---------------------------------------------------------------------------------------------------------
+// The same in float32 for a group of heads, in place and with vectors: one row at a time it cost as much as the
+// squares.
+void inverse_rms(float (&sums)[kHeadsTogether], int64_t count, double eps) {
+  const float n = static_cast<float>(count), e = static_cast<float>(eps);
+  for (float& sum : sums) sum = 1.0f / __builtin_sqrtf(sum / n + e);
+}
+
 template <class T, bool kInterleaved>
 struct Forward {
   using R = Rows<T, kInterleaved>;
@@ -81,8 +88,12 @@ struct Forward {
       Pending pending;
       walk.each(count, [&](int t, int64_t first, int64_t last) {
         Pending next{t, first, last, {}};
-        for (int64_t h = first; h < last; ++h)
-          next.r[h - first] = args.row ? token_r[t] : inverse_rms(R::squares(l, walk.x(h, t)), rope.head_dim, args.eps);
+        if (args.row) {
+          for (float& r : next.r) r = token_r[t];
+        } else {
+          for (int64_t h = first; h < last; ++h) next.r[h - first] = R::squares(l, walk.x(h, t));
+          inverse_rms(next.r, rope.head_dim, args.eps);
+        }
         normalise(walk, pending, weights.data, table);
         pending = next;
       });
