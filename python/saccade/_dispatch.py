@@ -32,7 +32,6 @@ class Case:
     head_dim: int
     capability: tuple[int, int] | None = None
     needs_grad: bool = False
-    learned: bool = False
 
 
 @dataclass(frozen=True)
@@ -122,7 +121,7 @@ PREDICATES: dict[str, Callable[[Case], Refusal]] = {
 ORDER = {"cuda": NAMES, "cpu": ("cpu", "reference", "triton")}
 
 
-def case_of(tensor: torch.Tensor, *others: torch.Tensor | None, learned: bool = False) -> Case:
+def case_of(tensor: torch.Tensor, *others: torch.Tensor | None) -> Case:
     """The facts about a call whose main input is `tensor` [..., D]."""
     device = tensor.device
     tensors = (tensor, *(t for t in others if t is not None))
@@ -132,7 +131,6 @@ def case_of(tensor: torch.Tensor, *others: torch.Tensor | None, learned: bool = 
         head_dim=tensor.shape[-1],
         capability=capability(device.index or 0) if device.type == "cuda" else None,
         needs_grad=torch.is_grad_enabled() and any(t.requires_grad for t in tensors),
-        learned=learned,
     )
 
 

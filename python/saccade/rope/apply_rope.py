@@ -18,7 +18,7 @@ Pair = tuple[torch.Tensor, torch.Tensor | None]
 
 
 def _case(q: torch.Tensor, k: torch.Tensor | None, positions: torch.Tensor, spec: RopeSpec, **_: Any) -> Case:
-    return _dispatch.case_of(q, k, spec.inv_freq if spec.learned else None, learned=spec.learned)
+    return _dispatch.case_of(q, k, spec.inv_freq if spec.learned else None)
 
 
 def raw(op: str, impl: str) -> Any:

@@ -136,11 +136,10 @@ def qk_norm_rope(
             raise ValueError("inplace: a weight requires grad; use inplace=False or torch.no_grad()")
     case = _case(q, k, positions, spec, q_weight, k_weight)
     chosen = _dispatch.select("qk_norm_rope", impl, case)
-    interleaved, scale = spec.pairing == "interleaved", spec.attention_factor
-    steps = spec.steps(q.device)
     if chosen == "reference":
         return _by_reference(q, k, positions, spec, q_weight, k_weight, float(eps), row, inplace)
-    static = (spec.shift, *spec.active, interleaved, scale, float(eps), row)
+    steps = spec.steps(q.device)
+    static = (spec.shift, *spec.active, spec.pairing == "interleaved", spec.attention_factor, float(eps), row)
     if inplace:
         raw("qk_norm_rope_", chosen)(q, k, q_weight, k_weight, positions, steps, *static)
         return q, k
