@@ -1,10 +1,9 @@
 // What the rotary kernels are launched with, on the CPU and on a GPU. Plain data: no torch, no CUDA.
 #pragma once
-#include <cstdint>
+#include "dtype.h"
 
 namespace saccade {
 
-enum class Dtype : int32_t { kFloat32, kFloat16, kBFloat16, kFloat64 };
 enum class PositionDtype : int32_t { kInt32, kInt64, kFloat32, kFloat64 };
 
 // One of q and k: [B, heads, S, D], last stride 1; the others are any, in elements.

@@ -1,11 +1,11 @@
 """Saccade: video models that look only where it matters.
 
-`saccade.rope` has rotary embeddings for space and time. `saccade.explain(op, *args)` says which implementation runs.
+`saccade.rope` has rotary embeddings for space and time, `saccade.merge` token merging. `saccade.explain(op, *args)` says which implementation runs.
 """
 
 import torch as _torch
 
-from saccade import _dispatch, rope
+from saccade import _dispatch, merge, rope
 from saccade._dispatch import Explanation, explain
 
 if _dispatch.has_triton() and (_dispatch.interpreting() or _torch.cuda.device_count() > 0):
@@ -15,4 +15,4 @@ if _dispatch.has_triton() and (_dispatch.interpreting() or _torch.cuda.device_co
     _register()
 
 __version__ = "0.1.0"
-__all__ = ["Explanation", "explain", "rope"]
+__all__ = ["Explanation", "explain", "merge", "rope"]

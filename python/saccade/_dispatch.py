@@ -32,6 +32,7 @@ class Case:
     head_dim: int
     capability: tuple[int, int] | None = None
     needs_grad: bool = False
+    refused: tuple[tuple[str, str], ...] = ()  # (implementation, reason): what this op, or this call of it, adds
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,12 @@ PREDICATES: dict[str, Callable[[Case], Refusal]] = {
 ORDER = {"cuda": NAMES, "cpu": ("cpu", "reference", "triton")}
 
 
-def case_of(tensor: torch.Tensor, *others: torch.Tensor | None) -> Case:
+def refusal(name: str, case: Case) -> Refusal:
+    """Why implementation `name` cannot run `case`; None where it can."""
+    return dict(case.refused).get(name) or PREDICATES[name](case)
+
+
+def case_of(tensor: torch.Tensor, *others: torch.Tensor | None, refused: tuple[tuple[str, str], ...] = ()) -> Case:
     """The facts about a call whose main input is `tensor` [..., D]."""
     device = tensor.device
     tensors = (tensor, *(t for t in others if t is not None))
@@ -131,6 +137,7 @@ def case_of(tensor: torch.Tensor, *others: torch.Tensor | None) -> Case:
         head_dim=tensor.shape[-1],
         capability=capability(device.index or 0) if device.type == "cuda" else None,
         needs_grad=torch.is_grad_enabled() and any(t.requires_grad for t in tensors),
+        refused=refused,
     )
 
 
@@ -138,12 +145,12 @@ def select(op: str, impl: str, case: Case) -> str:
     """Name of the implementation that runs; ValueError with the reason where `impl` cannot."""
     if impl == "auto":
         for name in ORDER.get(case.device, ("reference",)):
-            if PREDICATES[name](case) is None:
+            if refusal(name, case) is None:
                 return name
         raise AssertionError("the reference accepts every case")
     if impl not in PREDICATES:
         raise ValueError(f'impl: expected one of "auto", {", ".join(repr(n) for n in NAMES)}, got {impl!r}')
-    reason = PREDICATES[impl](case)
+    reason = refusal(impl, case)
     if reason is not None:
         raise ValueError(f"impl: {impl!r} cannot run {op} here: {reason}")
     return impl
@@ -151,7 +158,12 @@ def select(op: str, impl: str, case: Case) -> str:
 
 def explain_case(op: str, case: Case) -> Explanation:
     """Verdict of every implementation on `case`."""
-    return Explanation(op, select(op, "auto", case), {n: PREDICATES[n](case) or "can run" for n in NAMES})
+    return Explanation(op, select(op, "auto", case), {n: refusal(n, case) or "can run" for n in NAMES})
+
+
+def raw(op: str, impl: str) -> Any:
+    """The op in torch.ops.saccade that `impl` means; `cuda` and `cpu` share one name and differ by dispatch key."""
+    return getattr(torch.ops.saccade, f"{op}_triton" if impl == "triton" else op)
 
 
 _OPS: dict[str, Callable[..., Case]] = {}

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from saccade import _dispatch
-from saccade._dispatch import Case, Impl
+from saccade._dispatch import Case, Impl, raw
 from saccade.reference import apply_rope as reference
 from saccade.rope._check import check_inplace, check_pair, check_positions
 from saccade.rope.spec import RopeSpec
@@ -19,11 +19,6 @@ Pair = tuple[torch.Tensor, torch.Tensor | None]
 
 def _case(q: torch.Tensor, k: torch.Tensor | None, positions: torch.Tensor, spec: RopeSpec, **_: Any) -> Case:
     return _dispatch.case_of(q, k, spec.inv_freq if spec.learned else None)
-
-
-def raw(op: str, impl: str) -> Any:
-    """The op in torch.ops.saccade that `impl` means; `cuda` and `cpu` share one name and differ by dispatch key."""
-    return getattr(torch.ops.saccade, f"{op}_triton" if impl == "triton" else op)
 
 
 def dense_columns(d: torch.Tensor | None) -> torch.Tensor | None:

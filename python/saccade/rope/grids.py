@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from saccade.rope._arguments import grid_sizes, items, number, whole
+from saccade._arguments import grid_sizes, items, number, whole
 
 __all__ = ["grid_positions", "normalise_positions", "qwen_vision_positions"]
 

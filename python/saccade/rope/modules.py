@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from saccade._arguments import items, number, whole
 from saccade.rope import positions as place
 from saccade.rope import presets
-from saccade.rope._arguments import items, number, whole
 from saccade.rope.spec import RopeSpec
 
 __all__ = [

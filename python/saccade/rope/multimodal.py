@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 
-from saccade.rope._arguments import choice, grid_sizes, items, number, whole
+from saccade._arguments import choice, grid_sizes, items, number, whole
 
 __all__ = ["batch_positions", "multimodal_positions"]
 

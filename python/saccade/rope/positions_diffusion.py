@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from saccade.rope._arguments import grid_sizes, items, number, whole
+from saccade._arguments import grid_sizes, items, number, whole
 from saccade.rope.grids import finish, grid_positions, indices, mesh, normalise_positions, numbers
 
 __all__ = [

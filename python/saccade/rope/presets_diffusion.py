@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from saccade.rope._arguments import choice, items, number, whole
+from saccade._arguments import choice, items, number, whole
 from saccade.rope.presets_language import check_base, check_width, geometric
 from saccade.rope.spec import Pairing, RopeSpec
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from saccade.rope._arguments import items, number, whole
+from saccade._arguments import items, number, whole
 from saccade.rope.spec import Pairing, RopeSpec
 
 __all__ = [

@@ -8,10 +8,10 @@ from typing import Any, Literal
 import torch
 
 from saccade import _dispatch
-from saccade._dispatch import Case, Impl
+from saccade._dispatch import Case, Impl, raw
 from saccade.reference import qk_norm_rope as reference
 from saccade.rope._check import check_inplace, check_pair, check_positions
-from saccade.rope.apply_rope import Pair, dense_columns, raw
+from saccade.rope.apply_rope import Pair, dense_columns
 from saccade.rope.spec import RopeSpec
 
 __all__ = ["qk_norm_rope"]

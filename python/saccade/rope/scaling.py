@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from saccade.rope._arguments import items, number, whole
+from saccade._arguments import items, number, whole
 from saccade.rope.spec import RopeSpec
 
 __all__ = ["dynamic_ntk", "linear", "llama3", "longrope", "ntk", "proportional", "riflex", "yarn"]

@@ -1,0 +1,68 @@
+"""Argument checks shared by the merging ops. Nothing is computed before all of them pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+NO_FLOAT64 = "no float64 kernel of this op; the reference takes it"
+
+
+def names(dtypes: Sequence[torch.dtype]) -> str:
+    """Dtypes as a user writes them."""
+    return ", ".join(str(d).removeprefix("torch.") for d in dtypes)
+
+
+def check_values(name: str, x: Any, form: str = "[B, N, D]") -> torch.Tensor:
+    """`x` as it came, a float tensor of the dimensions of `form` whose last stride is 1 (a copy where it is not)."""
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"{name}: expected a tensor {form}, got {type(x).__name__}")
+    dims = form.count(",") + 1
+    if x.ndim != dims:
+        raise ValueError(f"{name}: expected {dims} dimensions {form}, got shape {list(x.shape)}")
+    if x.dtype not in DTYPES:
+        raise TypeError(f"{name}: expected dtype {names(DTYPES)}, got {str(x.dtype).removeprefix('torch.')}")
+    return x if x.stride(-1) == 1 or x.shape[-1] <= 1 else x.contiguous()
+
+
+def check_like(name: str, x: Any, like: torch.Tensor, of: str, shape: Sequence[int]) -> torch.Tensor:
+    """A tensor of `shape`, with the dtype and device of `like`, which is argument `of`."""
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"{name}: expected a tensor {list(shape)}, got {type(x).__name__}")
+    if list(x.shape) != list(shape):
+        raise ValueError(f"{name}: expected {list(shape)}, got {list(x.shape)}")
+    if x.dtype != like.dtype:
+        raise TypeError(f"{name}: expected the dtype of {of}, {names([like.dtype])}, got {names([x.dtype])}")
+    check_device(name, x, like, of)
+    return x if x.stride(-1) == 1 or x.shape[-1] <= 1 else x.contiguous()
+
+
+def check_device(name: str, x: torch.Tensor, like: torch.Tensor, of: str) -> None:
+    """`x` is where `like` is."""
+    if x.device != like.device:
+        raise ValueError(f"{name}: expected the device of {of}, {like.device}, got {x.device}")
+
+
+def float64_refusals(x: torch.Tensor) -> tuple[tuple[str, str], ...]:
+    """The family's fast kernels take fp32 and below."""
+    if x.dtype != torch.float64:
+        return ()
+    return tuple((name, NO_FLOAT64) for name in ("cuda", "triton", "cpu"))
+
+
+def check_weights(name: str, x: Any, plan_batch: int, tokens: int, like: torch.Tensor, of: str) -> torch.Tensor:
+    """Weights or sizes [B, N] or [B, N, 1] as a contiguous fp32 (fp64 beside fp64) tensor [1|B, N]."""
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"{name}: expected a tensor [B, N, 1] or None, got {type(x).__name__}")
+    given = list(x.shape)
+    if x.ndim == 3 and x.shape[2] == 1:
+        x = x[..., 0]
+    if x.ndim != 2 or x.shape[1] != tokens or x.shape[0] not in (1, plan_batch):
+        raise ValueError(f"{name}: expected [{plan_batch}, {tokens}, 1] or [{plan_batch}, {tokens}], got {given}")
+    if not x.dtype.is_floating_point and x.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"{name}: expected a float or whole-number dtype, got {names([x.dtype])}")
+    check_device(name, x, like, of)
+    return x.to(torch.float64 if like.dtype == torch.float64 else torch.float32).contiguous()

@@ -1,0 +1,49 @@
+"""Protected tokens: a number, positions or a mask, as a mask."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from saccade._arguments import whole
+
+
+def protected(protect: Any, tokens: int, batch: int, device: torch.device) -> tuple[torch.Tensor | None, int]:
+    """Mask [1|B, N] bool (None where no token is protected), and how many tokens it protects at most as far as the host knows."""
+    if protect is None or (isinstance(protect, int) and not isinstance(protect, bool) and protect == 0):
+        return None, 0
+    if isinstance(protect, torch.Tensor):
+        if protect.dtype != torch.bool:
+            raise TypeError(f"protect: expected a bool mask, got {str(protect.dtype).removeprefix('torch.')}")
+        if (
+            protect.ndim not in (1, 2)
+            or protect.shape[-1] != tokens
+            or (protect.ndim == 2 and protect.shape[0] not in (1, batch))
+        ):
+            raise ValueError(f"protect: expected a mask [{tokens}] or [{batch}, {tokens}], got {list(protect.shape)}")
+        if protect.device != device:
+            raise ValueError(f"protect: expected the device of metric, {device}, got {protect.device}")
+        return (protect if protect.ndim == 2 else protect[None]).contiguous(), 0
+    if isinstance(protect, Sequence) and not isinstance(protect, (str, bytes)):
+        places = [whole(p, f"protect[{i}]") for i, p in enumerate(protect)]
+        for p in places:
+            if not -tokens <= p < tokens:
+                raise ValueError(f"protect: position {p} is outside of {tokens} tokens")
+        places = sorted({p % tokens for p in places})
+        if not places:
+            return None, 0
+        if places == list(range(len(places))):
+            return _first(len(places), tokens, device), len(places)
+        mask = torch.zeros(1, tokens, dtype=torch.bool)
+        mask[:, places] = True
+        return mask.to(device), len(places)
+    count = whole(protect, "protect", 0)
+    if count > tokens:
+        raise ValueError(f"protect: {count} is more than the {tokens} tokens")
+    return _first(count, tokens, device), count
+
+
+def _first(count: int, tokens: int, device: torch.device) -> torch.Tensor:
+    return (torch.arange(tokens, device=device) < count)[None]
