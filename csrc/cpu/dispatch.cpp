@@ -3,11 +3,14 @@
 #include <cstring>
 
 #include "kernels.h"
+#include "merge_kernels.h"
 
 namespace saccade::cpu {
 namespace {
 
-const Kernels& detect() {
+enum class Isa { kBaseline, kAvx2, kAvx512 };
+
+Isa detect() {
 #if defined(__x86_64__)
   const char* limit = std::getenv("SACCADE_CPU_CAPABILITY");
   const bool allow_avx2 = limit == nullptr || std::strcmp(limit, "baseline") != 0;
@@ -17,17 +20,29 @@ const Kernels& detect() {
       __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  if (allow_avx512 && has_avx512) return avx512::kKernels;
-  if (allow_avx2 && has_avx2) return avx2::kKernels;
+  if (allow_avx512 && has_avx512) return Isa::kAvx512;
+  if (allow_avx2 && has_avx2) return Isa::kAvx2;
 #endif
-  return baseline::kKernels;
+  return Isa::kBaseline;
+}
+
+// One of three tables, for the instruction set found at the first call.
+template <class Table>
+const Table& choose(const Table& baseline, const Table& avx2, const Table& avx512) {
+  static const Isa isa = detect();
+  return isa == Isa::kAvx512 ? avx512 : isa == Isa::kAvx2 ? avx2 : baseline;
 }
 
 }  // namespace
 
-const Kernels& kernels(Dtype dtype) {
-  static const Kernels& best = detect();
-  return dtype == Dtype::kFloat64 ? kFloat64Kernels : best;
-}
+#if defined(__x86_64__)
+#define SACCADE_CHOOSE(table) choose(baseline::table, avx2::table, avx512::table)
+#else
+#define SACCADE_CHOOSE(table) choose(baseline::table, baseline::table, baseline::table)
+#endif
+
+const Kernels& kernels(Dtype dtype) { return dtype == Dtype::kFloat64 ? kFloat64Kernels : SACCADE_CHOOSE(kKernels); }
+
+const MergeKernels& merge_kernels() { return SACCADE_CHOOSE(kMergeKernels); }
 
 }  // namespace saccade::cpu

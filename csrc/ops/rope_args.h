@@ -1,25 +1,10 @@
 // From torch tensors to the plain arguments that the rotary kernels take, with the checks that keep memory safe. The
 // Python functions have refused bad input with better words before; these hold for direct callers of the raw ops.
 #pragma once
-#include "../util/torch.h"
+#include "../util/dtype.h"
 #include "rope_args.h"
 
 namespace saccade {
-
-inline Dtype dtype_of(const Tensor& t, const char* name) {
-  switch (t.scalar_type()) {
-    case ScalarType::Float:
-      return Dtype::kFloat32;
-    case ScalarType::Half:
-      return Dtype::kFloat16;
-    case ScalarType::BFloat16:
-      return Dtype::kBFloat16;
-    case ScalarType::Double:
-      return Dtype::kFloat64;
-    default:
-      STD_TORCH_CHECK(false, name, ": expected float32, float16, bfloat16 or float64");
-  }
-}
 
 inline void copy_strides(const Tensor& t, int64_t (&out)[3]) {
   for (int i = 0; i < 3; ++i) out[i] = t.stride(i);
