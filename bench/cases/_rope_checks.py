@@ -5,29 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from bench.cases import Case, Check, Request
+from bench.cases._checks import MEGABYTE, at_least, find
 from bench.rows import Row
 
 PLAIN = "Qwen2.5-VL M-RoPE"
 NORMS = ("Qwen3-VL norm + M-RoPE", "Wan norm + RoPE")
 SPEEDUPS = {"float32": (20.0, 7.0), "bfloat16": (12.0, 6.0)}  # against eager, against torch.compile
 IN_PLACE = "saccade cpu, in place"
-MEGABYTE = 1_000_000
-
-
-def _find(rows: Sequence[Row], case: str, mode: str, dtype: str, provider: str) -> Row | None:
-    for row in rows:
-        if (row.case, row.mode, row.dtype, row.provider, row.metric) == (case, mode, dtype, provider, "time"):
-            return row
-    return None
-
-
-def _at_least(name: str, row: Row | None, field: str, wanted: float, form: str) -> Check:
-    """`row.field` >= wanted; a row that is missing, refused or wrong fails with its reason."""
-    value = None if row is None or row.status != "ok" else getattr(row, field)
-    if value is None:
-        why = "not measured" if row is None or row.status == "ok" else f"{row.status}: {row.reason}"
-        return Check(name, why, f">= {form.format(wanted)}", None)
-    return Check(name, form.format(value), f">= {form.format(wanted)}", bool(value >= wanted))
 
 
 def cpu_checks(
@@ -39,15 +23,15 @@ def cpu_checks(
     """CPU: bandwidth against copy_, speed-ups, and memory in place."""
     found = []
     for dtype, (eager, compiled) in SPEEDUPS.items():
-        row = _find(rows, PLAIN, "forward", dtype, IN_PLACE)
+        row = find(rows, PLAIN, "forward", dtype, IN_PLACE)
         what = f"apply_rope in place, {dtype}"
-        found.append(_at_least(f"{what}: bandwidth of copy_", row, "copy_fraction", 0.8, "{:.0%}"))
-        found.append(_at_least(f"{what}: against transformers eager", row, "speedup_eager", eager, "{:.1f}x"))
-        found.append(_at_least(f"{what}: against torch.compile of it", row, "speedup_compile", compiled, "{:.1f}x"))
+        found.append(at_least(f"{what}: bandwidth of copy_", row, "copy_fraction", 0.8, "{:.0%}"))
+        found.append(at_least(f"{what}: against transformers eager", row, "speedup_eager", eager, "{:.1f}x"))
+        found.append(at_least(f"{what}: against torch.compile of it", row, "speedup_compile", compiled, "{:.1f}x"))
         for name in NORMS:
-            row = _find(rows, name, "forward", dtype, IN_PLACE)
+            row = find(rows, name, "forward", dtype, IN_PLACE)
             what = f"qk_norm_rope in place, {name.partition(' ')[0]}, {dtype}"
-            found.append(_at_least(f"{what}: bandwidth of copy_", row, "copy_fraction", 0.65, "{:.0%}"))
+            found.append(at_least(f"{what}: bandwidth of copy_", row, "copy_fraction", 0.65, "{:.0%}"))
         for name in (PLAIN, *NORMS):
             what = f"extra memory in place, {name}, {dtype}"
             case = cases.get(name + "forward" + dtype)
@@ -62,11 +46,11 @@ def cuda_checks(rows: Sequence[Row]) -> list[Check]:
     found = []
     for name in ("Qwen2.5-VL-7B M-RoPE", "Wan2.1-14B RoPE"):
         for mode in ("forward", "backward"):
-            row = _find(rows, name, mode, "bfloat16", "saccade cuda")
+            row = find(rows, name, mode, "bfloat16", "saccade cuda")
             what = f"{name}, {mode}"
-            found.append(_at_least(f"{what}: bandwidth of copy_", row, "copy_fraction", 0.8, "{:.0%}"))
-            found.append(_at_least(f"{what}: against torch.compile", row, "speedup_compile", 1.0, "{:.2f}x"))
-            liger = _find(rows, name, mode, "bfloat16", "liger-kernel")
+            found.append(at_least(f"{what}: bandwidth of copy_", row, "copy_fraction", 0.8, "{:.0%}"))
+            found.append(at_least(f"{what}: against torch.compile", row, "speedup_compile", 1.0, "{:.2f}x"))
+            liger = find(rows, name, mode, "bfloat16", "liger-kernel")
             if liger is None:
                 continue  # it has no op for this pairing
             if row is None or liger.status != "ok" or row.value is None or liger.value is None:

@@ -16,7 +16,6 @@ from saccade.reference import merge as reference
 __all__ = ["merge"]
 
 _MODES = {"mean": reference.MEAN, "sum": reference.SUM, "max": reference.MAX, "replace": reference.REPLACE}
-_TINY = 1e-30  # members whose weights are all zero then count alike
 
 
 def _case(x: torch.Tensor, plan: MergePlan, size: torch.Tensor | None = None, **_: Any) -> Case:
@@ -123,8 +122,11 @@ def merge(
     if weight is None:
         y, total, log_total = run(x, sizes, plan, _MODES[mode], chosen)
     else:
-        weights = check_weights("weight", weight, batch, tokens, x, "x").clamp(min=_TINY)
+        weights = check_weights("weight", weight, batch, tokens, x, "x")
+        none = x.detach().new_empty(batch, tokens, 0)
+        sums = run(none, weights, plan, reference.SUM, chosen)[1]
+        own = sums.gather(1, plan.inverse.long().clamp(min=0).expand(batch, -1)) if plan.rows else sums.new_empty(0)
+        weights = torch.where(own == 0, 1.0, weights) if plan.rows else weights
         y = run(x, weights, plan, reference.MEAN, chosen)[0]
-        none = x.new_empty(batch, tokens, 0)
-        _, total, log_total = run(none.detach(), sizes, plan, reference.SUM, chosen)
+        _, total, log_total = run(none, sizes, plan, reference.SUM, chosen)
     return (y, total[..., None], log_total[..., None]) if log_size else (y, total[..., None])

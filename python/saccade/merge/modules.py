@@ -89,8 +89,8 @@ class TokenMerger(nn.Module):
         self.protect = scheduled if protect is None else protect
         self.mode: Mode = mode
         self.order = choice(order, "order", _ORDERS)
-        self.score = choice(score, "score", _SCORES)
-        self.heads = choice(heads, "heads", ("mean", "per_head"))
+        self.score: Any = choice(score, "score", _SCORES)
+        self.heads: Any = choice(heads, "heads", ("mean", "per_head"))
         self.window, self.whole_batch, self.share_batch = window, whole_batch, share_batch
         self.clamp, self.reuse, self.impl = clamp, whole(reuse, "reuse", 1), impl
         self.cached: MergePlan | None = None
@@ -131,14 +131,13 @@ class TokenMerger(nn.Module):
         r = share(given, tokens)
         if not self.clamp:
             return r
-        most = self.partition.sources(tokens)
-        if type(self.partition) is Alternate and _counts(self.protect):
-            return cut(r, tokens, self.protect or 0)  # type: ignore[arg-type]
-        if _counts(self.protect):
-            most -= self.protect or 0  # type: ignore[operator]
-        elif isinstance(self.protect, Sequence):
-            most -= len(self.protect)
-        return max(min(r, most), 0)
+        protect: Any = self.protect
+        spared = len(protect) if isinstance(protect, Sequence) else 0
+        if _counts(protect):
+            spared = protect or 0
+            if type(self.partition) is Alternate:
+                return cut(r, tokens, spared)
+        return max(min(r, self.partition.sources(tokens) - spared), 0)
 
     def match(self, metric: torch.Tensor, *, index: int = 0) -> MergePlan:
         """The plan for a metric [B, N, C] or [B, H, N, C]: a new one, or with `reuse` the one in the cache."""
@@ -167,7 +166,8 @@ class TokenMerger(nn.Module):
         gate: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Rows [B, M, D] back to tokens [B, N, D], as `saccade.merge.unmerge`."""
-        return unmerge(y, plan, residual=residual, gate=gate, impl=self.impl)
+        out: torch.Tensor = unmerge(y, plan, residual=residual, gate=gate, impl=self.impl)
+        return out
 
     def reset(self) -> None:
         """Forget the plan that `reuse` keeps."""
@@ -186,7 +186,7 @@ class TokenMerger(nn.Module):
             return False
         samples = metric.shape[0] * (metric.shape[1] if metric.ndim == 4 and self.heads == "per_head" else 1)
         fixed = r is not None and self.threshold is None and not self.whole_batch
-        return plan.batch in (1, samples) and (not fixed or plan.rows == plan.tokens - r)  # type: ignore[operator]
+        return plan.batch in (1, samples) and (not fixed or plan.rows + (r or 0) == plan.tokens)
 
     def _match(self, metric: torch.Tensor, r: int | None, index: int) -> MergePlan:
         partition: Any = self.partition
@@ -200,8 +200,8 @@ class TokenMerger(nn.Module):
             partition=partition,
             window=self.window,
             protect=self.protect,
-            score=self.score,  # type: ignore[arg-type]
-            heads=self.heads,  # type: ignore[arg-type]
+            score=self.score,
+            heads=self.heads,
             order="similarity" if "similarity" in self.order else "position" if self.order == "position" else "split",
             whole_batch=self.whole_batch,
             share_batch=self.share_batch,

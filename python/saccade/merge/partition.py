@@ -21,8 +21,8 @@ __all__ = ["Alternate", "Frames", "Grid", "Index", "Partition", "Random", "Strid
 Device = torch.device
 
 
-def mix(counter: torch.Tensor, seed: int, step: int) -> torch.Tensor:
-    """Pseudo-random bits in [0, 2^31) of a counter [n] int64: two rounds of the 32-bit finaliser of MurmurHash3."""
+def mix(counter: Any, seed: int, step: int) -> Any:
+    """Pseudo-random bits in [0, 2^31) of a counter, an int or [n] int64: two rounds of the 32-bit finaliser of MurmurHash3."""
     key = (seed * 0x9E3779B1 + step * 0x85EBCA77 + 0x165667B1) & 0xFFFFFFFF
     h = (counter ^ key) & 0xFFFFFFFF
     for _ in range(2):
@@ -67,13 +67,21 @@ def complement(dst: torch.Tensor, tokens: int) -> torch.Tensor:
 @functools.lru_cache(maxsize=256)
 def _fixed(partition: Partition, tokens: int, device: Device) -> tuple[torch.Tensor, torch.Tensor]:
     """The lists of a partition that does not change, made once per device."""
-    return partition.lists.__wrapped__(partition, tokens, device)  # type: ignore[attr-defined]
+    with torch.inference_mode(False):
+        return partition.lists.__wrapped__(partition, tokens, device)  # type: ignore[attr-defined,no-any-return]
+
+
+def _tracing(device: Device) -> bool:
+    """Whether a tensor made now is not one to keep: a compiler's, a mode's, or one that a CUDA graph fills when it runs."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        return True
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def _cached(lists: Any) -> Any:
     @functools.wraps(lists)
     def call(self: Partition, tokens: int, device: Device) -> tuple[torch.Tensor, torch.Tensor]:
-        if torch.compiler.is_compiling():
+        if _tracing(device):
             return lists(self, tokens, device)  # type: ignore[no-any-return]
         return _fixed(self, tokens, device)
 
@@ -102,10 +110,13 @@ class Strided(Partition):
         return torch.cat((body, place[self.k * dst.shape[0] :]))[None], dst.contiguous()[None]
 
     def ranges(self, tokens: int, window: Any, device: Device) -> torch.Tensor:
-        """Destinations whose place in the list differs from that of the source's own group by at most `window`."""
+        """Destinations whose place in the list differs from that of the source's own group by at most `window`.
+
+        The tail belongs to the last group.
+        """
         reach = whole(window, "window", 0)
         src, dst = self.lists(tokens, device)
-        own = src[0] // self.k
+        own = (src[0] // self.k).clamp(max=max(dst.shape[1] - 1, 0))
         bounds = torch.stack((own - reach, own + reach + 1), -1).clamp(0, dst.shape[1])
         return bounds[None, :, None].int().contiguous()
 
@@ -191,9 +202,10 @@ class Grid(Partition):
         t, h, w = t.clamp(max=nt - 1), h.clamp(max=nh - 1), w.clamp(max=nw - 1)
         at, ah = t[:, None, None] + dt, h[:, None, None] + dh  # [A, 2wt + 1, 1], [A, 1, 2wh + 1]
         inside = (at >= 0) & (at < nt) & (ah >= 0) & (ah < nh)
-        line = (at.clamp(0, nt - 1) * nh + ah.clamp(0, nh - 1)) * nw
+        # Lines beyond the grid are empty runs, which lie where they keep all runs ascending.
+        line = (at * nh + ah.clamp(0, nh)).clamp(0, nt * nh) * nw
         first, last = (w - ww).clamp(min=0)[:, None, None], (w + ww + 1).clamp(max=nw)[:, None, None]
-        runs = torch.stack((line + first, torch.where(inside, line + last, line + first)), -1)
+        runs = torch.stack((torch.where(inside, line + first, line), torch.where(inside, line + last, line)), -1)
         return runs.flatten(1, 2)[None].int().contiguous()
 
 
@@ -218,6 +230,8 @@ class Frames(Partition):
         whole(self.stride, "stride", 1)
         if self.phase != "random" and not 0 <= whole(self.phase, "phase") < min(self.stride, self.frames):
             raise ValueError(f'phase: expected 0 to {min(self.stride, self.frames) - 1} or "random", got {self.phase}')
+        whole(self.seed, "seed", 0)
+        whole(self.step, "step", 0)
 
     def at(self, step: int) -> Frames:
         """The same partition with the random phase of another step."""
@@ -228,7 +242,7 @@ class Frames(Partition):
         """The first destination frame."""
         if self.phase != "random":
             return int(self.phase)
-        return int(mix(torch.zeros(1, dtype=torch.int64), self.seed, self.step)) % min(self.stride, self.frames)
+        return int(mix(0, self.seed, self.step) % min(self.stride, self.frames))
 
     def check(self, tokens: int) -> None:
         """See `Partition.check`."""

@@ -74,8 +74,10 @@ class MergePlan:
         return self._map(lambda t: t.to(device))
 
     def narrow(self, batch: int) -> MergePlan:
-        """The plan of one sample, as a shared one."""
-        return self._map(lambda t: t[batch : batch + 1])
+        """The plan of one sample, as a shared one; negative numbers count from the end."""
+        if not -self.batch <= batch < self.batch:
+            raise ValueError(f"batch: expected a sample of the plan's {self.batch}, got {batch}")
+        return self._map(lambda t: t[batch % self.batch][None])
 
     def compact(self) -> MergePlan:
         """Without the padding that all samples have in common. Waits for the device: not for a hot path."""

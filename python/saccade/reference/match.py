@@ -76,7 +76,7 @@ def match(
     if scores.shape[-1] and scores.shape[-2]:
         top, _ = scores.max(-1, keepdim=True)
         first = (scores == top).int().argmax(-1)  # the first of equals, which max() does not promise
-        chosen = may.any(-1)
+        chosen = top[..., 0] > float("-inf")  # a score beyond fp32 is no reason to choose
         best[rows, src] = top[..., 0]
         target[rows, src] = torch.where(chosen, dst.gather(1, first).int(), target[rows, src])
     return best, target

@@ -7,7 +7,7 @@ With the members S of a row, their weights w_i (1 where none are given) and W = 
     max       y = max_{i in S} x_i, per column    dx_i = dy where i is the first member that attains it
     replace   y = x_head                          dx_head = dy
 
-and total = W. Sums are fp32 (fp64 for fp64), rounded once. Rows of padding are 0, their total is 0 and its logarithm -inf; a dropped token
+and total = W. Where W is 0, so are the mean and its gradient. Sums are fp32 (fp64 for fp64), rounded once. Rows of padding are 0, their total is 0 and its logarithm -inf; a dropped token
 reaches no row and has no gradient.
 """
 
@@ -18,6 +18,24 @@ import torch
 from saccade.reference.match import compute_dtype
 
 MEAN, SUM, MAX, REPLACE = range(4)
+
+
+def first_maximum(x: torch.Tensor, row: torch.Tensor, rows: int) -> torch.Tensor:
+    """Token [B, M, D] of the first member of each row that attains the maximum of a column; NaN counts as more than every number.
+
+    Args:
+        x: [B, N, D].
+        row: [B, N] int64, `rows` for a token that reaches none.
+        rows: M.
+    """
+    batch, tokens, width = x.shape
+    at = row[..., None].expand(-1, -1, width)
+    value = x.detach()
+    top = value.new_full((batch, rows + 1, width), float("-inf")).scatter_reduce(1, at, value, "amax").gather(1, at)
+    place = torch.arange(tokens, device=x.device)[:, None].expand(batch, tokens, width)
+    place = place.where((value == top) | (value.isnan() & top.isnan()), tokens)  # amax gives NaN where there is one
+    first = place.new_full((batch, rows + 1, width), tokens).scatter_reduce(1, at, place, "amin")
+    return first[:, :rows].clamp(max=max(tokens - 1, 0))
 
 
 def merge(
@@ -44,8 +62,7 @@ def merge(
         index = head.long().expand(batch, -1)
         y = wide.gather(1, index.clamp(min=0)[..., None].expand(-1, -1, width)).where((index >= 0)[..., None], 0.0)
     elif mode == MAX:
-        y = wide.new_full((batch, rows + 1, width), float("-inf")).scatter_reduce(1, at, wide, "amax")[:, :rows]
-        y = y.where((head >= 0)[..., None], 0.0)
+        y = wide.gather(1, first_maximum(wide, row, rows)).where((head >= 0)[..., None], 0.0)
     else:
         scaled = wide * weight[..., None] if mode == MEAN else wide
         y = wide.new_zeros(batch, rows + 1, width).scatter_add(1, at, scaled)[:, :rows]
@@ -73,16 +90,12 @@ def merge_bwd(
     if mode == MEAN:
         one = wide.new_ones(batch, tokens) if weight is None else weight.to(wide.dtype).expand(batch, -1)
         total = wide.new_zeros(batch, rows + 1).scatter_add(1, torch.where(row < 0, rows, row), one)
-        dx = dx * (one / total.gather(1, row.clamp(min=0)))[..., None]
+        dx = dx * (one / torch.where(total == 0, 1.0, total).gather(1, row.clamp(min=0)))[..., None]
     elif mode == REPLACE:
         own = head.long().expand(batch, -1).gather(1, row.clamp(min=0)) == place
         dx = dx.where(own[..., None], 0.0)
     elif mode == MAX:
         assert x is not None
-        y, _, _ = merge(x, None, inverse, head, MAX)
-        attains = x == y.gather(1, at)
-        order = place[:, None].expand(batch, tokens, width).where(attains, tokens)
-        first = order.new_full((batch, rows + 1, width), tokens)
-        first = first.scatter_reduce(1, torch.where(row < 0, rows, row)[..., None].expand_as(order), order, "amin")
-        dx = dx.where(attains & (first.gather(1, at) == place[:, None]), 0.0)
+        first = first_maximum(x, torch.where(row < 0, rows, row), rows)
+        dx = dx.where(first.gather(1, at) == place[:, None], 0.0) if rows else dx
     return dx.where((row >= 0)[..., None], 0.0).to(dy.dtype)
