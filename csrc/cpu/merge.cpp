@@ -66,11 +66,25 @@ void fill(float* p, int64_t n, float value) {
 
 int64_t padded(int64_t width) { return ceil_div(width, 64) * 64; }
 
+// Members lie scattered, and the hardware follows a stream only once it runs: ask for the next row's beginnings.
+template <class T>
+void prefetch_next(const MergeArgs& a, int64_t batch, int64_t row) {
+  constexpr int64_t kAhead = 2, kLines = 16;
+  if (row + kAhead >= a.rows) return;
+  const Row next = row_of(a.plan, a.rows, a.tokens, batch, row + kAhead);
+  const int64_t bytes = a.width * static_cast<int64_t>(sizeof(T)), end = bytes < kLines * 64 ? bytes : kLines * 64;
+  for (int64_t i = 0; i < next.count && i < 2; ++i) {
+    const char* x = reinterpret_cast<const char*>(row_at<T>(a.x, a.x_stride, batch, next.members[i]));
+    for (int64_t b = 0; b < end; b += 64) __builtin_prefetch(x + b);
+  }
+}
+
 template <class T>
 void one_row(const MergeArgs& a, int64_t batch, int64_t row, float* space) {
   using S = Span<T>;
   const Row r = row_of(a.plan, a.rows, a.tokens, batch, row);
   const float* weight = a.weight == nullptr ? nullptr : a.weight + batch * a.weight_stride;
+  prefetch_next<T>(a, batch, row);
   auto weight_of = [&](int64_t i) { return weight == nullptr ? 1.0f : weight[r.members[i]]; };
   auto token = [&](int64_t i) { return row_at<T>(a.x, a.x_stride, batch, r.members[i]); };
   const int64_t at = batch * a.rows + row;

@@ -127,7 +127,7 @@ __global__ void __launch_bounds__(kRowThreads)
   from.count = replaces ? 0 : place.count;
   from.scales = args.mode == Reduce::kMean;
 
-  auto write = [&](int64_t row, Gathered<kVector>& all, bool empty) {
+  auto write = [&](uint32_t row, Gathered<kVector> all, bool empty) {
     const int64_t at = place.batch * args.rows + row;
     Vector out = {{0u, 0u, 0u, 0u}};
     if (replaces) {
@@ -145,7 +145,8 @@ __global__ void __launch_bounds__(kRowThreads)
   };
 
   bool met_long_row = false;
-  for (int64_t row = place.row; row < place.end; row += plan.slots) {
+#pragma unroll 1
+  for (uint32_t row = place.row; row < place.end; row += plan.slots) {
     const int32_t begin = ptr[row], length = ptr[row + 1] - begin;
     if (length > kChunk) {
       met_long_row = true;
@@ -157,25 +158,30 @@ __global__ void __launch_bounds__(kRowThreads)
   if (!__syncthreads_or(met_long_row)) return;
 
   __shared__ Gathered<kVector> parts[kRowThreads];  // [slots, lanes]
-  for (int64_t row = place.first; row < place.end; ++row) {
-    const int64_t begin = ptr[row], end = ptr[row + 1];
-    if (end - begin <= kChunk) continue;
-    Gathered<kVector> all = nothing_gathered<kVector, kPick>();
-    for (int64_t first = begin; first < end; first += plan.slots * kChunk) {
-      const int64_t mine = first + place.slot * kChunk;
-      if (place.slot < plan.slots && mine < end) {
-        const int length = end - mine < kChunk ? static_cast<int>(end - mine) : kChunk;
-        parts[threadIdx.x] = gather_chunk<T, kAccess, kPick>(from, members + mine, length);
+  __shared__ Gathered<kVector> sums[kWarp];         // [lanes]
+#pragma unroll 1
+  for (uint32_t row = place.first; row < place.end; ++row) {
+    const uint32_t length = ptr[row + 1] - ptr[row];
+    if (length <= kChunk) continue;
+    if (place.slot == 0) sums[place.lane] = nothing_gathered<kVector, kPick>();
+#pragma unroll 1
+    for (uint32_t first = 0; first < length; first += plan.slots * kChunk) {
+      const uint32_t mine = first + place.slot * kChunk;
+      if (place.slot < plan.slots && mine < length) {
+        parts[threadIdx.x] = gather_chunk<T, kAccess, kPick>(from, members + ptr[row] + mine,
+                                                             static_cast<int>(min(length - mine, uint32_t{kChunk})));
       }
       chunk_barrier();
       if (place.slot == 0) {
-        for (int slot = 0; slot < plan.slots && first + slot * kChunk < end; ++slot) {
+        Gathered<kVector> all = sums[place.lane];
+        for (int slot = 0; slot < plan.slots && first + slot * kChunk < length; ++slot) {
           join<kVector, kPick>(all, parts[slot * plan.lanes + place.lane]);
         }
+        sums[place.lane] = all;
       }
       __syncthreads();  // the parts have been read
     }
-    if (place.slot == 0) write(row, all, false);
+    if (place.slot == 0) write(row, sums[place.lane], false);
   }
 }
 

@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 
 from saccade._triton.apply_rope import apply_rope, apply_rope_
+from saccade._triton.keep_top import keep_top
+from saccade._triton.knn_density import knn_density
 from saccade._triton.launch import empty_like
+from saccade._triton.match import match
+from saccade._triton.merge import merge
+from saccade._triton.merge_bwd import merge_bwd
+from saccade._triton.merge_plan import merge_plan
+from saccade._triton.prompt_pool3d import prompt_pool3d
+from saccade._triton.prompt_pool3d_bwd import prompt_pool3d_bwd
 from saccade._triton.qk_norm_rope import qk_norm_rope, qk_norm_rope_, qk_norm_rope_bwd
 from saccade._triton.rope_freq_grad import rope_freq_grad
+from saccade._triton.row_similarity import row_similarity
+from saccade._triton.unmerge import unmerge
 
-OPS = {f.__name__: f for f in (apply_rope, apply_rope_, rope_freq_grad, qk_norm_rope, qk_norm_rope_, qk_norm_rope_bwd)}
+ROPE = apply_rope, apply_rope_, rope_freq_grad, qk_norm_rope, qk_norm_rope_, qk_norm_rope_bwd
+MERGE = (
+    match, merge_plan, merge, merge_bwd, unmerge, prompt_pool3d, prompt_pool3d_bwd, row_similarity, keep_top, knn_density,
+)  # fmt: skip
+OPS = {f.__name__: f for f in (*ROPE, *MERGE)}
 
 _library: torch.library.Library | None = None  # ops live as long as it does
 
@@ -47,14 +63,17 @@ FAKES = {
 }
 
 
-def register() -> None:
-    """Define and implement the ops, once: for CUDA tensors, and for CPU tensors where Triton interprets."""
+def register(fakes: Mapping[str, Callable[..., Any]] | None = None) -> None:
+    """Define and implement the ops, once: for CUDA tensors, and for CPU tensors where Triton interprets.
+
+    `fakes` has, by name, those of the ops whose results here are shaped and strided as everywhere else.
+    """
     global _library
     if _library is not None:
         return
     from saccade._load import schemas
 
-    table = schemas()
+    table, known = schemas(), {**(fakes or {}), **FAKES}
     library = torch.library.Library("saccade", "FRAGMENT")
     for name, function in OPS.items():
         arguments = table[name].partition("(")[2]
@@ -62,5 +81,6 @@ def register() -> None:
         library.impl(f"{name}_triton", function, "CUDA")
         if os.environ.get("TRITON_INTERPRET") == "1":
             library.impl(f"{name}_triton", function, "CPU")
-        torch.library.register_fake(f"saccade::{name}_triton", FAKES[name], lib=library)
+        if name in known:
+            torch.library.register_fake(f"saccade::{name}_triton", known[name], lib=library)
     _library = library

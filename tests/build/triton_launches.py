@@ -9,7 +9,24 @@ from typing import Any
 
 import torch
 
-from saccade._triton import apply_rope, launch, qk_norm_rope, rope_freq_grad, sum_rows
+from saccade._triton import (
+    apply_rope,
+    keep_top,
+    knn_density,
+    launch,
+    match,
+    merge,
+    merge_bwd,
+    merge_plan,
+    merge_plan_small,
+    prompt_pool3d,
+    prompt_pool3d_bwd,
+    qk_norm_rope,
+    rope_freq_grad,
+    row_similarity,
+    sum_rows,
+    unmerge,
+)
 from saccade.rope.spec import RopeSpec
 
 TYPES = {
@@ -19,10 +36,17 @@ TYPES = {
     torch.int32: "i32",
     torch.int64: "i64",
     torch.float64: "fp64",
+    torch.uint8: "u8",
 }
+ROPE = apply_rope, qk_norm_rope, rope_freq_grad, sum_rows
+MERGE = (
+    keep_top, knn_density, match, merge, merge_bwd, merge_plan, merge_plan_small, prompt_pool3d, prompt_pool3d_bwd,
+    row_similarity, unmerge,
+)  # fmt: skip
+OPTIONS = ("num_warps", "num_stages", "maxnreg", *launch.OPTIONS)
 KERNELS = {
     name: (module.__name__.rpartition(".")[2], getattr(module, name))
-    for module in (apply_rope, qk_norm_rope, rope_freq_grad, sum_rows)
+    for module in (*ROPE, *MERGE)
     for name in vars(module)
     if name.endswith("_kernel")
 }
@@ -51,7 +75,7 @@ def recording(found: list[Launch], label: str) -> Iterator[None]:
 
         def run(*args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
             values = dict(zip(kernel.arg_names, args, strict=False)) | kwargs
-            options = {name: values.pop(name) for name in ("num_warps", "maxnreg", *launch.OPTIONS) if name in values}
+            options = {name: values.pop(name) for name in OPTIONS if name in values}
             signature, constants, aligned = {}, {}, []
             for parameter in kernel.params:
                 value = values.pop(parameter.name)
@@ -67,7 +91,7 @@ def recording(found: list[Launch], label: str) -> Iterator[None]:
             data = next(t for n, t in signature.items() if t[0] == "*")
             element = {"fp32": 4}.get(data[1:], 2)
             own = f"{label}/{name.removesuffix('_kernel')}"
-            vector = 4 if name == "sum_rows_kernel" else constants["ALIGN"] * element
+            vector = constants["ALIGN"] * element if "ALIGN" in constants else 4
             entry = Launch(own, module, name, signature, constants, aligned, options, vector)
             if own not in {e.label for e in found}:
                 found.append(entry)

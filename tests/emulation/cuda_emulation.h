@@ -3,6 +3,7 @@
 // __syncthreads() is a reported data race; what it cannot show is written in README.md beside this file.
 #pragma once
 #include <algorithm>
+#include <atomic>
 #include <barrier>
 #include <cmath>
 #include <cstdint>
@@ -39,6 +40,7 @@ constexpr unsigned kWarpSize = 32;
 struct Warp {
   std::barrier<> barrier;
   uint32_t slot[kWarpSize] = {};
+  uint32_t wide[kWarpSize][6] = {};  // of tensor_core_emulation.h
   unsigned lanes;
   explicit Warp(unsigned lanes) : barrier(lanes), lanes(lanes) {}
 };
@@ -149,13 +151,86 @@ inline int __syncthreads_and(int vote) {
   return all;
 }
 
-inline float __shfl_xor_sync(unsigned, float value, int mask) {
-  auto& warp = saccade::emulation::warp();
-  const unsigned lane = threadIdx.x % saccade::emulation::kWarpSize, source = lane ^ mask;
-  std::memcpy(&warp.slot[lane], &value, 4);
-  warp.barrier.arrive_and_wait();
-  float result = value;
-  if (source < warp.lanes) std::memcpy(&result, &warp.slot[source], 4);
-  warp.barrier.arrive_and_wait();
-  return result;
+inline int __syncthreads_or(int vote) { return !__syncthreads_and(!vote); }
+
+namespace saccade::emulation {
+
+// What lane `source` holds; the lane's own value where there is no such lane. All lanes of the warp take part.
+template <typename V>
+V from_lane(V value, unsigned source) {
+  static_assert(sizeof(V) == 4);
+  auto& me = warp();
+  std::memcpy(&me.slot[threadIdx.x % kWarpSize], &value, 4);
+  me.barrier.arrive_and_wait();
+  if (source < me.lanes) std::memcpy(&value, &me.slot[source], 4);
+  me.barrier.arrive_and_wait();
+  return value;
 }
+
+// Mask of the lanes whose value fulfils `condition`.
+template <typename Condition>
+unsigned lanes_where(uint32_t value, Condition condition) {
+  auto& me = warp();
+  me.slot[threadIdx.x % kWarpSize] = value;
+  me.barrier.arrive_and_wait();
+  unsigned mask = 0;
+  for (unsigned lane = 0; lane < me.lanes; ++lane) mask |= static_cast<unsigned>(condition(me.slot[lane])) << lane;
+  me.barrier.arrive_and_wait();
+  return mask;
+}
+
+}  // namespace saccade::emulation
+
+template <typename V>
+V __shfl_xor_sync(unsigned, V value, int mask) {
+  return saccade::emulation::from_lane(value, threadIdx.x % saccade::emulation::kWarpSize ^ mask);
+}
+
+template <typename V>
+V __shfl_sync(unsigned, V value, int source) {
+  return saccade::emulation::from_lane(value, source);
+}
+
+template <typename V>
+V __shfl_up_sync(unsigned, V value, unsigned delta) {
+  const unsigned lane = threadIdx.x % saccade::emulation::kWarpSize;
+  return saccade::emulation::from_lane(value, lane < delta ? lane : lane - delta);
+}
+
+inline unsigned __ballot_sync(unsigned, int vote) {
+  return saccade::emulation::lanes_where(vote != 0, [](uint32_t other) { return other != 0; });
+}
+
+inline unsigned __match_any_sync(unsigned, uint32_t value) {
+  return saccade::emulation::lanes_where(value, [value](uint32_t other) { return other == value; });
+}
+
+inline void __syncwarp() { saccade::emulation::warp().barrier.arrive_and_wait(); }
+
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+inline int __ffs(int bits) { return __builtin_ffs(bits); }
+
+template <typename V>
+V atomicAdd(V* p, V value) {
+  return std::atomic_ref<V>(*p).fetch_add(value, std::memory_order_relaxed);
+}
+
+template <typename V>
+V atomicMax(V* p, V value) {
+  std::atomic_ref<V> shared(*p);
+  V old = shared.load(std::memory_order_relaxed);
+  while (old < value && !shared.compare_exchange_weak(old, value, std::memory_order_relaxed)) {
+  }
+  return old;
+}
+
+template <typename V>
+V atomicMin(V* p, V value) {
+  std::atomic_ref<V> shared(*p);
+  V old = shared.load(std::memory_order_relaxed);
+  while (value < old && !shared.compare_exchange_weak(old, value, std::memory_order_relaxed)) {
+  }
+  return old;
+}
+
+#include "tensor_core_emulation.h"

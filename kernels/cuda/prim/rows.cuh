@@ -17,7 +17,7 @@ constexpr int kRowThreads = 256;
 struct RowPlan {
   int64_t units;  // vectors of a row
   int32_t lanes, slots;
-  int32_t rows;          // of a block: a multiple of slots
+  uint32_t rows;         // of a block: a multiple of slots
   uint32_t tiles;        // of a row
   uint32_t row_blocks;   // of a batch entry
   int64_t total_blocks;  // of the grid
@@ -25,11 +25,11 @@ struct RowPlan {
 
 // What a thread takes.
 struct RowPlace {
-  int64_t batch;
-  int64_t first, end;  // rows of the block, all slots of it
-  int64_t row;         // first row of the thread, `end` where it has none; the others are `slots` apart
-  int64_t column;      // of its vector
-  int32_t count;       // elements of the vector that exist
+  uint32_t batch;
+  uint32_t first, end;  // rows of the block, all slots of it
+  uint32_t row;         // first row of the thread, `end` where it has none; the others are `slots` apart
+  int32_t count;        // elements of its vector that exist
+  int64_t column;       // of its vector
   int32_t slot, lane;
   bool leads;  // the one thread of its row
 };
@@ -39,8 +39,8 @@ __device__ __forceinline__ RowPlace row_place(const RowPlan& plan, int64_t rows,
   RowPlace place;
   const uint32_t tile = blockIdx.x % plan.tiles, rest = blockIdx.x / plan.tiles;
   place.batch = rest / plan.row_blocks;
-  place.first = static_cast<int64_t>(rest % plan.row_blocks) * plan.rows;
-  place.end = place.first + plan.rows < rows ? place.first + plan.rows : rows;
+  place.first = rest % plan.row_blocks * plan.rows;
+  place.end = min(static_cast<uint32_t>(rows), place.first + plan.rows);
   place.slot = threadIdx.x / plan.lanes;
   place.lane = threadIdx.x - place.slot * plan.lanes;
   const bool works = place.slot < plan.slots;
@@ -64,7 +64,7 @@ inline RowPlan make_row_plan(Dtype dtype, int64_t batch, int64_t rows, int64_t w
   while (walked < rows_per_thread && batch * ceil_div(rows, plan.slots * walked * 2) * plan.tiles >= kEnoughBlocks) {
     walked *= 2;
   }
-  plan.rows = static_cast<int32_t>(plan.slots * walked);
+  plan.rows = static_cast<uint32_t>(plan.slots * walked);
   plan.row_blocks = static_cast<uint32_t>(ceil_div(rows, plan.rows));
   plan.total_blocks = batch * plan.row_blocks * plan.tiles;
   return plan;

@@ -10,10 +10,12 @@ import torch
 from saccade._arguments import whole
 
 
-def protected(protect: Any, tokens: int, batch: int, device: torch.device) -> tuple[torch.Tensor | None, int]:
-    """Mask [1|B, N] bool (None where no token is protected), and how many tokens it protects at most as far as the host knows."""
+def protected(
+    protect: Any, tokens: int, batch: int, device: torch.device
+) -> tuple[torch.Tensor | None, tuple[int, ...] | None]:
+    """Mask [1|B, N] bool (None where no token is protected), and the positions it protects where the host knows them."""
     if protect is None or (isinstance(protect, int) and not isinstance(protect, bool) and protect == 0):
-        return None, 0
+        return None, ()
     if isinstance(protect, torch.Tensor):
         if protect.dtype != torch.bool:
             raise TypeError(f"protect: expected a bool mask, got {str(protect.dtype).removeprefix('torch.')}")
@@ -25,7 +27,7 @@ def protected(protect: Any, tokens: int, batch: int, device: torch.device) -> tu
             raise ValueError(f"protect: expected a mask [{tokens}] or [{batch}, {tokens}], got {list(protect.shape)}")
         if protect.device != device:
             raise ValueError(f"protect: expected the device of metric, {device}, got {protect.device}")
-        return (protect if protect.ndim == 2 else protect[None]).contiguous(), 0
+        return (protect if protect.ndim == 2 else protect[None]).contiguous(), None
     if isinstance(protect, Sequence) and not isinstance(protect, (str, bytes)):
         places = [whole(p, f"protect[{i}]") for i, p in enumerate(protect)]
         for p in places:
@@ -33,17 +35,18 @@ def protected(protect: Any, tokens: int, batch: int, device: torch.device) -> tu
                 raise ValueError(f"protect: position {p} is outside of {tokens} tokens")
         places = sorted({p % tokens for p in places})
         if not places:
-            return None, 0
+            return None, ()
         if places == list(range(len(places))):
-            return _first(len(places), tokens, device), len(places)
+            return first_tokens(len(places), tokens, device), tuple(places)
         mask = torch.zeros(1, tokens, dtype=torch.bool)
         mask[:, places] = True
-        return mask.to(device), len(places)
+        return mask.to(device), tuple(places)
     count = whole(protect, "protect", 0)
     if count > tokens:
         raise ValueError(f"protect: {count} is more than the {tokens} tokens")
-    return _first(count, tokens, device), count
+    return first_tokens(count, tokens, device), tuple(range(count))
 
 
-def _first(count: int, tokens: int, device: torch.device) -> torch.Tensor:
+def first_tokens(count: int, tokens: int, device: torch.device) -> torch.Tensor:
+    """Mask [1, N] of the first tokens."""
     return (torch.arange(tokens, device=device) < count)[None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any, Literal
 
 import torch
@@ -11,14 +12,16 @@ import torch
 from saccade import _dispatch
 from saccade._arguments import choice, number, whole
 from saccade._dispatch import Case, Impl, raw
-from saccade.merge._check import check_device, check_values, float64_refusals
+from saccade.merge._check import check_device, check_values, float64_refusals, names
+from saccade.merge._mergeable import mergeable
 from saccade.merge._packed import packed_plan, segments
 from saccade.merge._protect import protected
 from saccade.merge.order import in_order
-from saccade.merge.partition import Alternate, Partition
+from saccade.merge.partition import Alternate, Index, Partition
 from saccade.merge.plan import MergePlan
 from saccade.reference import match as reference
 from saccade.reference import merge_plan as plan_reference
+from saccade.reference.match import compute_dtype
 
 __all__ = ["build_plan", "match"]
 
@@ -64,7 +67,9 @@ def build_plan(
     Args:
         score: [B, N] fp32, the higher the sooner merged; NaN never.
         target: [B, N] int32 or int64: the token to merge into, which must itself have a negative target; -1 where a token stays.
-        r: tokens merged at most, of each sample, or of all together where `whole_batch`; None for no limit.
+            Not checked on a GPU.
+        r: tokens merged at most, of each sample, or of all together where `whole_batch`; None for no limit. Where r is given alone and
+            fewer have a target, the excess is dropped: first tokens of target -2, then the last (`plan.dropped` counts them).
         threshold: scores below it are not merged.
         whole_batch: whether r counts over all samples together.
         impl: "auto", "cuda", "triton", "cpu" or "reference".
@@ -79,14 +84,45 @@ def build_plan(
         >>> plan.inverse.tolist(), plan.counts.tolist()
         ([[1, 0, 1]], [2])
     """
-    if score.ndim != 2 or target.shape != score.shape:
+    for name, value in (("score", score), ("target", target)):
+        if not isinstance(value, torch.Tensor):
+            raise TypeError(f"{name}: expected a tensor [B, N], got {type(value).__name__}")
+    if not score.dtype.is_floating_point:
+        raise TypeError(f"score: expected a float dtype, got {names([score.dtype])}")
+    if target.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"target: expected dtype int32 or int64, got {names([target.dtype])}")
+    if score.ndim != 2:
+        raise ValueError(f"score: expected 2 dimensions [B, N], got shape {list(score.shape)}")
+    if target.shape != score.shape:
         raise ValueError(f"target: expected the shape [B, N] of score, {list(score.shape)}, got {list(target.shape)}")
     check_device("target", target, score, "score")
+    if target.device.type == "cpu" and not torch.compiler.is_compiling():
+        _check_targets(target)
+    return _plan(score, target, r, threshold, whole_batch, impl)
+
+
+def _check_targets(target: torch.Tensor) -> None:
+    """Targets are tokens that stay."""
+    tokens = target.shape[1]
+    if target.numel() and int(target.max()) >= tokens:
+        raise ValueError(f"target: expected tokens below {tokens}, got {int(target.max())}")
+    chained = (target >= 0) & (target.gather(1, target.clamp(min=0).long()) >= 0)
+    if chained.any():
+        b, n = chained.nonzero()[0].tolist()
+        goal = int(target[b, n])
+        raise ValueError(f"target: token {n} merges into {goal}, which merges into {int(target[b, goal])} itself")
+
+
+def _plan(
+    score: torch.Tensor, target: torch.Tensor, r: int | None, threshold: float | None, whole_batch: bool, impl: Impl
+) -> MergePlan:
     tokens = score.shape[1]
-    fixed = r is not None and threshold is None and not whole_batch
-    rows = tokens - r if fixed and r is not None else tokens
+    least = _threshold(threshold)
     most = tokens * max(score.shape[0], 1) if r is None else whole(r, "r", 0)
-    least = float("-inf") if threshold is None else float(threshold)
+    fixed = r is not None and threshold is None and not whole_batch
+    if fixed and most > tokens:
+        raise ValueError(f"r: at most the {tokens} tokens can be merged, got {r}")
+    rows = tokens - most if fixed else tokens
     wide = score.dtype == torch.float64
     case = _dispatch.case_of(score.detach(), refused=float64_refusals(score))
     chosen = _dispatch.select("merge_plan", impl, case)
@@ -94,6 +130,17 @@ def build_plan(
     values = score if wide else score.float()
     parts = op(values.contiguous(), target.int().contiguous(), rows, most, least, whole_batch)
     return MergePlan(*parts, score=score)
+
+
+def _threshold(threshold: float | None) -> float:
+    """-inf for none; infinities are thresholds too."""
+    if threshold is None:
+        return float("-inf")
+    if isinstance(threshold, bool) or not isinstance(threshold, Real):
+        raise TypeError(f"threshold: expected a number, got {threshold!r} ({type(threshold).__name__})")
+    if math.isnan(threshold):
+        raise ValueError("threshold: expected a number, got nan")
+    return float(threshold)
 
 
 def _amount(tokens: int, batch: int, r: int | None, ratio: float | None, threshold: float | None) -> int | None:
@@ -184,8 +231,7 @@ def match(
     batch, tokens, _ = metric.shape
     if batch == 0:
         raise ValueError(f"metric: expected at least one sample, got an empty batch {list(metric.shape)}")
-    if threshold is not None and math.isnan(number(threshold, "threshold") if math.isfinite(threshold) else threshold):
-        raise ValueError("threshold: expected a number, got nan")
+    _threshold(threshold)
     chosen = _dispatch.select("match", impl, _case(metric))
     if cu_seqlens is not None:
         if whole_batch or share_batch or order != "position" or window is not None or threshold is not None:
@@ -196,32 +242,28 @@ def match(
         amounts = lambda n: _amount(n, 1, r, ratio, None)  # noqa: E731
         return packed_plan(metric, segments(cu_seqlens, metric), partition, amounts, mask, code, chosen)
     partition.check(tokens)
+    if isinstance(partition, Index):
+        partition.check_batch(1 if share_batch else batch)
     lists = partition.lists(tokens, metric.device)
-    mask, spared = protected(protect, tokens, batch, metric.device)
+    mask, places = protected(protect, tokens, batch, metric.device)
     samples = batch if whole_batch else 1
     limit = _amount(tokens, samples, r, ratio, threshold)
-    clamp = samples * mergeable(partition, tokens, lists[0], mask, spared)
+    clamp = mergeable(partition, tokens, window, mask, places, batch, whole_batch)
     if limit is not None and limit > clamp:
         given = f"r={r}" if r is not None else f"ratio={ratio} ({limit} tokens)"
         raise ValueError(
             f"{'r' if r is not None else 'ratio'}: at most {clamp} of {samples * tokens} tokens can be merged "
-            f"({type(partition).__name__} leaves {partition.sources(tokens)} sources a sample, {spared} tokens are protected), got {given}"
+            f"({type(partition).__name__} leaves {partition.sources(tokens)} sources a sample for "
+            f"{partition.destinations(tokens)} destinations{'' if mask is None else ', without those protected'}), got {given}"
         )
     ranges = None if window is None else partition.ranges(tokens, window, metric.device)
+    if share_batch and batch > 1:
+        # A token that is not finite in one sample would reach others of it along a plan that another sample made.
+        broken = ~metric.detach().to(compute_dtype(metric)).square().sum(-1).isfinite().all(0)
+        mask = broken[None] if mask is None else mask | broken
     score_of, target = scores_of(metric, lists, ranges, mask, code, chosen)
     if share_batch and batch > 1:
         score_of, first = score_of.max(0, keepdim=True)
-        target = target.gather(0, first)
-    plan = build_plan(score_of, target, r=limit, threshold=threshold, whole_batch=whole_batch, impl=impl)
+        target = torch.where(broken, -2, target.gather(0, first)).int()
+    plan = _plan(score_of, target, limit, threshold, whole_batch, impl)
     return plan if order == "position" else in_order(plan, lists, order)
-
-
-def mergeable(partition: Partition, tokens: int, src: torch.Tensor, mask: torch.Tensor | None, spared: int) -> int:
-    """Sources that are not protected, in the sample that has fewest; not counted where that would wait for a GPU."""
-    sources = partition.sources(tokens)
-    if mask is None:
-        return sources
-    if mask.device.type == "cpu" and src.device.type == "cpu" and not torch.compiler.is_compiling():
-        free = ~mask.expand(max(mask.shape[0], src.shape[0]), -1)
-        return int(free.gather(1, src.long().expand(free.shape[0], -1)).sum(1).min())
-    return sources - spared

@@ -189,17 +189,23 @@ class TokenMerger(nn.Module):
         return plan.batch in (1, samples) and (not fixed or plan.rows + (r or 0) == plan.tokens)
 
     def _match(self, metric: torch.Tensor, r: int | None, index: int) -> MergePlan:
+        if r == 0:
+            return _identity(metric.shape[-2], metric.device)
         partition: Any = self.partition
         if getattr(partition, "seed", None) is not None and getattr(partition, "phase", "random") == "random":
             partition = partition.at(partition.step + index)
         samples = metric.shape[0] if self.whole_batch and r is not None else 1
+        protect: Any = self.protect
+        if self.clamp and type(partition) is Alternate and _counts(protect) and protect:
+            # As a mask: `match` counts that exactly or not at all, while of a number it takes all for sources where it reads no mask.
+            protect = torch.arange(metric.shape[-2], device=metric.device) < protect
         plan = match(
             metric,
             None if r is None else r * samples,
             threshold=self.threshold,
             partition=partition,
             window=self.window,
-            protect=self.protect,
+            protect=protect,
             score=self.score,
             heads=self.heads,
             order="similarity" if "similarity" in self.order else "position" if self.order == "position" else "split",
@@ -213,6 +219,13 @@ class TokenMerger(nn.Module):
 def _counts(protect: Any) -> bool:
     """Whether `protect` is a number of first tokens."""
     return protect is None or (isinstance(protect, int) and not isinstance(protect, bool))
+
+
+def _identity(tokens: int, device: torch.device) -> MergePlan:
+    """Nothing is merged, and nothing moves, whatever the order: as ToMe and tomesd do for r = 0."""
+    place = torch.arange(tokens + 1, dtype=torch.int32, device=device)[None]
+    each = place[:, :tokens].contiguous()
+    return MergePlan(each, place, each, each, place[0, tokens:].contiguous())
 
 
 def _distill(plan: MergePlan, partition: Partition) -> MergePlan:

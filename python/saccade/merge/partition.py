@@ -7,6 +7,7 @@ come from a counter (seed and step), never from a global generator, so a model's
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -307,7 +308,7 @@ class Index(Partition):
 
     Args:
         dst: positions, each once: a list, or an int tensor [K] or [B, K]. Values of a tensor on a GPU are not checked.
-        src: positions of the sources likewise; None takes all others (for a tensor [B, K] they must be given).
+        src: positions of the sources likewise, none of them a destination; None takes all others (for a tensor [B, K] they must be given).
     """
 
     dst: Sequence[int] | torch.Tensor
@@ -329,6 +330,18 @@ class Index(Partition):
             raise ValueError("src: expected positions [B, A] where dst is [B, K]")
 
     @property
+    def on_host(self) -> bool:
+        """Whether the positions can be read without waiting for a device."""
+        return all(v.device.type == "cpu" for v in (self.dst, self.src) if isinstance(v, torch.Tensor))
+
+    def check_batch(self, batch: int) -> None:
+        """Raise ValueError where the lists are for another batch."""
+        for name, value in (("dst", self._dst), ("src", self.src)):
+            if isinstance(value, torch.Tensor) and value.shape[0] not in (1, batch):
+                wanted = "1" if batch == 1 else f"1 or {batch}"
+                raise ValueError(f"{name}: expected positions for a batch of {wanted}, got {list(value.shape)}")
+
+    @property
     def _dst(self) -> torch.Tensor:
         assert isinstance(self.dst, torch.Tensor)
         return self.dst
@@ -344,6 +357,17 @@ class Index(Partition):
                 )
             if any(row.unique().numel() != row.numel() for row in value):
                 raise ValueError(f"{name}: expected each position once")
+        if isinstance(self.src, torch.Tensor) and self.on_host and not torch.compiler.is_compiling():
+            for src, dst in (
+                itertools.product(self.src, self._dst)
+                if 1 in (len(self.src), len(self._dst))
+                else zip(self.src, self._dst, strict=False)
+            ):
+                both = src[torch.isin(src, dst)]
+                if both.numel():
+                    raise ValueError(
+                        f"src: position {int(both[0])} is a destination too, which merges into no other token"
+                    )
 
     def destinations(self, tokens: int) -> int:
         """Length of the list."""

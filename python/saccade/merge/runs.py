@@ -50,7 +50,7 @@ def merge_runs(
 
     Returns:
         A `MergePlan`, rows by position. With a threshold it has N rows, of which `plan.counts` are in use; with r alone N - r. Should
-        fewer than r links be numbers, tokens whose similarity is NaN lose their place (`plan.dropped`).
+        fewer than r links be numbers, tokens whose similarity is NaN lose their place, with what merged into them (`plan.dropped`).
 
     Raises:
         ValueError, TypeError: naming the argument, what came and what is accepted.

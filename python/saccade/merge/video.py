@@ -156,7 +156,7 @@ class VideoMerger(nn.Module):
             torch.cat([torch.arange(r.start, r.stop, dtype=torch.int32, device=x.device) for r in runs])
             for runs in (src, dst)
         )
-        return match(
+        plan: MergePlan = match(
             x,
             int(sources.shape[0] * ratio),
             partition=Index(destinations, sources),
@@ -164,6 +164,7 @@ class VideoMerger(nn.Module):
             share_batch=self.share_batch,
             impl=self.impl,
         )
+        return plan
 
     def _within(self, x: torch.Tensor, index: int) -> tuple[MergePlan | None, torch.Tensor]:
         plan: MergePlan | None = None

@@ -270,13 +270,14 @@ def merge_tokens(
     if refused:
         raise SwapRefused("nothing was swapped:\n  " + "\n  ".join(refused))
     row_order: Any = choice(order, "order", ("position", "split", "distill"))
+    amounts: Any = r
     if isinstance(r, TowerMerging):
-        r, proportional, row_order = r.schedule, r.proportional, r.order
+        amounts, proportional, row_order = r.schedule, r.proportional, r.order
     prefix = int(model.num_prefix_tokens)  # type: ignore[arg-type]
     needed = {"split": (0, 1), "similarity": (0, 0), "distill": (2, 2)}.get(row_order, (0, prefix))
     if not needed[0] <= prefix <= needed[1]:
         raise ValueError(f"order: {row_order!r} would not leave the model's {prefix} prefix tokens in front")
-    schedule = _schedule(r, len(model.blocks), prefix)  # type: ignore[arg-type]
+    schedule = _schedule(amounts, len(model.blocks), prefix)  # type: ignore[arg-type]
     merger = TokenMerger(schedule, score=score, order=row_order, impl=impl)
     vars(model)[_STATE] = _State(merger, bool(proportional))
     for site in sites:
@@ -303,7 +304,7 @@ def restore(model: nn.Module) -> None:
     ]
     covered = [name for name in _MODEL if (model, name) not in ours]
     for block in model.blocks:  # type: ignore[union-attr]
-        covered += [type(m).__name__ for m in (block, block.attn) if (m, "forward") not in ours]  # type: ignore[union-attr]
+        covered += [type(m).__name__ for m in (block, block.attn) if (m, "forward") not in ours]
     if covered:
         raise RuntimeError(f"{', '.join(dict.fromkeys(covered))}: replaced after the swap; undo that first")
     for module, name in ours:
