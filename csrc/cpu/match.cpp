@@ -129,8 +129,10 @@ void one_panel(const MatchArgs& a, const MatchScratch& s, int64_t batch, int64_t
   const float* squares = s.squares + batch * a.tokens;
   Sources src{a.src + batch * a.src_stride + index * kPanel, index * kPanel, kPanel};
   if (a.sources - src.first < kPanel) src.count = static_cast<int>(a.sources - src.first);
-  auto row = [&](int i) {
-    return i < src.count ? row_at<T>(a.metric, a.metric_stride, batch, src.position[i]) : nullptr;
+  // A source of norm 0 has the cosine 0 with everything, even where its products do not vanish as its norm does.
+  auto row = [&](int i) -> const T* {
+    if (i >= src.count || (a.score == Score::kCosine && squares[src.position[i]] == 0.0f)) return nullptr;
+    return row_at<T>(a.metric, a.metric_stride, batch, src.position[i]);
   };
   interleave<T>(row, kPanel, a.channels, panel);
   Best best;
@@ -150,6 +152,7 @@ void one_panel(const MatchArgs& a, const MatchScratch& s, int64_t batch, int64_t
     float score = best.score[i / kLanes][i % kLanes];
     if (a.score == Score::kCosine) score *= inverse_norm(squares[token]);
     if (a.score == Score::kL2) score = score - squares[token] < 0.0f ? score - squares[token] : 0.0f;
+    if (!(score > kNone)) continue;
     a.best[batch * a.tokens + token] = score;
     a.target[batch * a.tokens + token] = dst[place];
   }

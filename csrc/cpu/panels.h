@@ -3,8 +3,8 @@
 //   panel [C, kPanel]   a column of kPanel rows side by side, as float vectors: they stay
 //   tile  [C, kTile]    a column of kTile rows: read one value at a time, for all rows of the panel
 //
-// The product of a pair is summed over the columns in order, whatever panel and tile it lies in: equal rows give equal
-// bits. kTile x kPanel accumulators fill the registers of each instruction set.
+// The product of a pair is summed over the columns in one order, whatever panel and tile it lies in: equal rows give
+// equal bits. kTile x kPanel accumulators fill the registers of each instruction set.
 #pragma once
 #include "span.h"
 
@@ -24,8 +24,11 @@ struct Products {
   VecF dot[kTile][kPanelVecs];
 };
 
-__attribute__((always_inline)) inline void multiply(const float* panel, const float* tile, int64_t channels,
-                                                    Products& out) {
+constexpr int64_t kColumns = 64;  // summed at a stretch: one running sum over all of them would be less accurate
+
+// Columns [0, channels) of a panel and a tile, added to `out` unless it is the first stretch.
+__attribute__((always_inline)) inline void multiply_stretch(const float* panel, const float* tile, int64_t channels,
+                                                            bool first, Products& out) {
   VecF sum[kTile][kPanelVecs];
 #pragma GCC unroll 16
   for (int j = 0; j < kTile; ++j) sum[j][0] = sum[j][1] = VecF{};
@@ -39,7 +42,15 @@ __attribute__((always_inline)) inline void multiply(const float* panel, const fl
     }
   }
 #pragma GCC unroll 16
-  for (int j = 0; j < kTile; ++j) out.dot[j][0] = sum[j][0], out.dot[j][1] = sum[j][1];
+  for (int j = 0; j < kTile; ++j)
+    for (int v = 0; v < kPanelVecs; ++v) out.dot[j][v] = first ? sum[j][v] : out.dot[j][v] + sum[j][v];
+}
+
+inline void multiply(const float* panel, const float* tile, int64_t channels, Products& out) {
+  multiply_stretch(panel, tile, channels < kColumns ? channels : kColumns, true, out);
+  for (int64_t c = kColumns; c < channels; c += kColumns)
+    multiply_stretch(panel + c * kPanel, tile + c * kTile, channels - c < kColumns ? channels - c : kColumns, false,
+                     out);
 }
 
 // row(i) is row i of `width` side by side, null for none (zeros); out [C, width].

@@ -42,7 +42,8 @@ __global__ void __launch_bounds__(kRowThreads)
       raw[u] = load<T, kAccess>(dy + row[u] * args.dy_stride[1], row[u] >= 0 ? place.count : 0);
       if (args.mode == Reduce::kMean && row[u] >= 0) {
         const float weight = args.weight == nullptr ? 1.0f : args.weight[place.batch * args.weight_stride + token];
-        scale[u] = weight / args.total[place.batch * args.rows + row[u]];
+        const float total = args.total[place.batch * args.rows + row[u]];
+        scale[u] = weight / (total == 0.0f ? 1.0f : total);
       }
     }
 #pragma unroll
@@ -106,7 +107,7 @@ __global__ void __launch_bounds__(kRowThreads)
     const Vector given = load<T, kAccess>(dy + row * args.dy_stride[1], place.count);
 
     float best[kVector];
-    int32_t winner[kVector];  // no token, where a member is NaN
+    int32_t winner[kVector];
 #pragma unroll
     for (int i = 0; i < kVector; ++i) best[i] = -INFINITY, winner[i] = -1;
 #pragma unroll 1
@@ -126,10 +127,10 @@ __global__ void __launch_bounds__(kRowThreads)
         unpack<T>(raw[u], value);
 #pragma unroll
         for (int i = 0; i < kVector; ++i) {
-          const bool is_nan = value[i] != value[i];
-          if (is_nan || value[i] > best[i] || (first + u == 0)) {
+          const bool first_nan = value[i] != value[i] && best[i] == best[i];  // beats every number
+          if (value[i] > best[i] || first_nan || first + u == 0) {
             best[i] = value[i];
-            winner[i] = is_nan ? -1 : token[u];
+            winner[i] = token[u];
           }
         }
       }

@@ -55,9 +55,7 @@ def alignment(*tensors: torch.Tensor) -> int:
 def stride_args(align: int, **tensors: torch.Tensor) -> dict[str, int]:
     """`<name>_stride_{b,s}` of every tensor, in units of `align` elements."""
     return {
-        f"{name}_stride_{d}": st // align
-        for name, x in tensors.items()
-        for d, st in zip("bs", strides(x), strict=True)
+        f"{name}_stride_{d}": st // align for name, x in tensors.items() for d, st in zip("bs", strides(x), strict=True)
     }
 
 

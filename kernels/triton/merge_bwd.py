@@ -38,6 +38,7 @@ def merge_bwd_kernel(
     p_dx = dx_ptr + (i_b * dx_stride_b + i * dx_stride_s) * ALIGN
     if MODE == MEAN:
         total = tl.load(total_ptr + i_b * rows + row, mask=m, other=1.0)
+        total = tl.where(total == 0, 1.0, total)
         w = tl.zeros((ROWS, 1), tl.float32) + 1.0
         if HAS_WEIGHT:
             w = tl.load(weight_ptr + i_b * weight_stride + i, mask=m, other=0.0)
@@ -65,18 +66,17 @@ def merge_bwd_max_kernel(
     p_dx, dx_s = dx_ptr + i_b * dx_stride_b * ALIGN, dx_stride_s.to(tl.int64) * ALIGN
     g = load_rows(dy_ptr + (i_b * dy_stride_b + i_row.to(tl.int64) * dy_stride_s) * ALIGN, end > begin, column, D)
     top = tl.full((1, BLOCK_D), float("-inf"), tl.float32)
-    place = tl.full((1, BLOCK_D), -1, tl.int32)  # of the first member that attains it; none where a member is NaN
+    place = tl.full((1, BLOCK_D), -1, tl.int32)  # of the first member that attains it; NaN is more than every number
     for j in range(begin, end, MEMBERS):
         m = j + lane < end
         token = tl.load(p_members + j + lane, mask=m, other=0).to(tl.int64)
         x = load_rows(p_x + token * x_s, m, column, D).to(tl.float32)
         x = tl.where(m, x, float("-inf"))
-        best = tl.max(tl.where(x == x, x, float("-inf")), 0)[None, :]
-        here = tl.min(tl.where((x == best) & m, j + lane, 0x7FFFFFFF), 0)[None, :]
         nan = tl.max((x != x).to(tl.int32), 0)[None, :] != 0
-        take = (best > top) | (place == -1)
-        top, place = tl.where(take, best, top), tl.where(take & (place != -2), here, place)
-        place = tl.where(nan, -2, place)
+        best = tl.where(nan, float("nan"), tl.max(tl.where(x == x, x, float("-inf")), 0)[None, :])
+        here = tl.min(tl.where(m & ((x == best) | (nan & (x != x))), j + lane, 0x7FFFFFFF), 0)[None, :]
+        take = (top == top) & (nan | (best > top) | (place == -1))
+        top, place = tl.where(take, best, top), tl.where(take, here, place)
     for j in range(begin, end, MEMBERS):
         m = j + lane < end
         token = tl.load(p_members + j + lane, mask=m, other=0).to(tl.int64)

@@ -1,4 +1,4 @@
-"""The launches of the token-merging kernels that are cross-compiled: real shapes, every mode that makes another kernel."""
+"""The launches of the token-merging kernels that are cross-compiled: real shapes, and every mode that makes another kernel."""
 
 from __future__ import annotations
 
@@ -19,12 +19,7 @@ from saccade._triton import (
 )
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
-MODES = ("mean", "sum", "max", "replace")
-
-
-def _plan(tokens: int, rows: int) -> tuple[torch.Tensor, ...]:
-    """inverse, ptr, members, head"""
-    return tuple(torch.zeros(1, n, dtype=torch.int32) for n in (tokens, rows + 1, tokens, rows))
+MEAN, SUM, MAX, REPLACE = range(4)
 
 
 def _match(found: list[Launch]) -> None:
@@ -34,7 +29,7 @@ def _match(found: list[Launch]) -> None:
         ("c64", 64, F16, 0, None, None),  # ViT, the mean of the heads
         ("c80-protect", 80, BF16, 0, None, protect),  # AuroraCap
         ("c128-ranges", 128, BF16, 0, bounds, None),
-        ("c320", 320, F16, 0, None, None),  # diffusion, many blocks of columns
+        ("c320", 320, F16, 1, None, None),  # diffusion, many blocks of columns
         ("c1408-l2-ranges", 1408, BF16, 2, bounds, protect),
         ("c64-dot-fp32", 64, F32, 1, None, None),
         ("c768-fp32", 768, F32, 0, bounds, None),
@@ -54,44 +49,55 @@ def _plans(found: list[Launch]) -> None:
 
 
 def _merges(found: list[Launch]) -> None:
-    inverse, ptr, members, head = _plan(128, 64)
-    total = torch.zeros(1, 64)
-    for label, width, dtype, modes in (
-        ("d1280", 1280, BF16, MODES),
-        ("d768-fp32", 768, F32, ("mean", "max")),
-        ("d40", 40, F16, ("mean",)),
-        ("d7", 7, BF16, ("mean", "max")),
+    inverse, ptr, members, head = (torch.zeros(1, n, dtype=torch.int32) for n in (128, 65, 128, 64))
+    for label, width, dtype, mode, weight in (
+        ("d1280-mean", 1280, BF16, MEAN, None),
+        ("d1280-mean-weighted", 1280, BF16, MEAN, torch.ones(1, 128)),
+        ("d1280-sum-weighted", 1280, BF16, SUM, torch.ones(1, 128)),
+        ("d1280-max", 1280, BF16, MAX, None),
+        ("d1280-replace-weighted", 1280, BF16, REPLACE, torch.ones(1, 128)),
+        ("d768-fp32-mean-weighted", 768, F32, MEAN, torch.ones(1, 128)),
+        ("d768-fp32-max-weighted", 768, F32, MAX, torch.ones(1, 128)),
+        ("d7-max-weighted", 7, BF16, MAX, torch.ones(1, 128)),
+        ("d7-mean", 7, F16, MEAN, None),
     ):
         x, y = torch.empty(1, 128, width, dtype=dtype), torch.empty(1, 64, width, dtype=dtype)
-        for name in modes:
-            mode = MODES.index(name)
-            for weight in (None, torch.ones(1, 128)):
-                with recording(found, f"{label}/{name}" + ("" if weight is None else "-weighted")):
-                    merge.merge(x, weight, ptr, members, head, mode)
-                    if weight is None or mode == 0:
-                        merge_bwd.merge_bwd(y, x, weight, total, inverse, ptr, members, head, mode)
-        for residual, gate in ((None, None), (x, x[:, :1]), (x, None)):
-            with recording(found, label + ("" if residual is None else "/residual") + ("" if gate is None else "-gate")):
-                unmerge.unmerge(y, inverse, residual, gate)
+        with recording(found, label):
+            _, total, _ = merge.merge(x, weight, ptr, members, head, mode)
+            merge_bwd.merge_bwd(y, x, weight, total, inverse, ptr, members, head, mode)
+    for label, width, dtype, residual, gate in (
+        ("d1280", 1280, BF16, False, False),
+        ("d1280-residual", 1280, BF16, True, False),
+        ("d1280-gate", 1280, BF16, True, True),
+        ("d768-fp32-gate", 768, F32, True, True),
+        ("d7-gate", 7, F16, True, True),
+    ):
+        x, y = torch.empty(1, 128, width, dtype=dtype), torch.empty(1, 64, width, dtype=dtype)
+        with recording(found, label):
+            unmerge.unmerge(y, inverse, x if residual else None, x[:, :1] if gate else None)
 
 
-def _others(found: list[Launch]) -> None:
+def _rows(found: list[Launch]) -> None:
     for label, width, dtype in (("d3584", 3584, BF16), ("d768-fp32", 768, F32), ("d7", 7, F16)):
         with recording(found, label):
             x, weights = torch.empty(1, 4, 4, 4, width, dtype=dtype), torch.empty(1, 4, 4, 4)
             window = 2, 2, 2, 2, 2, 2, 0.01
-            prompt_pool3d.prompt_pool3d(x, weights, *window)
-            prompt_pool3d_bwd.prompt_pool3d_bwd(x[:, ::2, ::2, ::2].contiguous(), x, weights, *window)
-            rows = x.view(1, 64, width)
-            row_similarity.row_similarity(rows, rows)
-            knn_density.knn_density(rows, 5)
-    with recording(found, "d64"):
-        knn_density.knn_density(torch.empty(1, 5000, 64, dtype=BF16), 5)
+            y = prompt_pool3d.prompt_pool3d(x, weights, *window)
+            prompt_pool3d_bwd.prompt_pool3d_bwd(y, x, weights, *window)
+            row_similarity.row_similarity(x.view(1, 64, width), x.view(1, 64, width))
+    for label, width, tokens, dtype in (
+        ("d1024", 1024, 576, BF16),
+        ("d64-many", 64, 5000, F16),
+        ("d64-fp32", 64, 200, F32),
+    ):
+        with recording(found, label):
+            knn_density.knn_density(torch.empty(1, tokens, width, dtype=dtype), 5)
 
 
 def launches() -> list[Launch]:
-    """Every launch to compile."""
+    """Every launch to compile, each kernel once."""
     found: list[Launch] = []
-    for record in (_match, _plans, _merges, _others):
+    for record in (_match, _plans, _merges, _rows):
         record(found)
-    return found
+    kernels = {repr((e.kernel, e.signature, e.constants, e.aligned, e.options)): e for e in reversed(found)}
+    return list(reversed(kernels.values()))

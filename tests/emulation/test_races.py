@@ -10,6 +10,7 @@ import pytest
 from emulation.cuda_emulator import compile_op
 
 OPS = ["apply_rope", "qk_norm_rope", "qk_norm_rope_bwd", "rope_freq_grad"]
+OPS += ["match", "merge_plan", "keep_top", "knn_density"]
 
 
 def watch(op: str, *flags: str, sanitizer: str = "thread") -> subprocess.CompletedProcess[str]:
@@ -38,6 +39,11 @@ def test_no_data_race(op: str) -> None:
         ("qk_norm_rope", "SUM"),
         ("qk_norm_rope_bwd", "SUM"),
         ("rope_freq_grad", "SUM"),
+        ("match", "TILE"),
+        ("merge_plan", "SELECT"),
+        ("merge_plan", "PLAN"),
+        ("keep_top", "SELECT"),
+        ("knn_density", "KNN"),
     ],
 )
 def test_a_missing_barrier_is_a_data_race(op: str, barrier: str) -> None:

@@ -13,31 +13,40 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 NAN, INF = float("nan"), float("inf")
 
 
-def brute(x, clusters, k):
-    """Centres (ascending) and the cluster of each token, of one sample [N, C]; equal densities: the earlier is the denser."""
+def peaks(x, k):
+    """Distances [N][N] and density * delta [N] of one sample [N, C]; equal densities: the earlier is the denser."""
     x = x.double()
-    n = len(x)
-    distance = ((x[:, None] - x[None]) ** 2).sum(-1).sqrt() / x.shape[1] ** 0.5
-    density = [float((-(distance[i].sort().values[:k] ** 2).mean()).exp()) for i in range(n)]
-    farthest = float(distance.max())
-    delta = []
+    squares = ((x[:, None] - x[None]) ** 2).sum(-1) / x.shape[1]  # ties stay ties: no root is squared again
+    density = (-squares.sort(-1).values[:, :k].mean(-1)).exp().tolist()
+    distance = squares.sqrt().tolist()
+    farthest, n = max(map(max, distance)), len(x)
+    score = []
     for i in range(n):
-        denser = [j for j in range(n) if (density[j], -j) > (density[i], -i)]
-        delta.append(min((float(distance[i, j]) for j in denser), default=farthest))
-    centres = sorted(sorted(range(n), key=lambda i: (-delta[i] * density[i], i))[:clusters])
-    nearest = [min(range(clusters), key=lambda c: (float(distance[i, centres[c]]), c)) for i in range(n)]
+        denser = [distance[i][j] for j in range(n) if (density[j], -j) > (density[i], -i)]
+        score.append(density[i] * min(denser, default=farthest))
+    return distance, score
+
+
+def brute(distance, score, clusters):
+    """Centres, ascending, and the cluster of each token."""
+    n = len(score)
+    centres = sorted(sorted(range(n), key=lambda i: (-score[i], i))[:clusters])
+    nearest = [min(range(clusters), key=lambda c: (distance[i][centres[c]], c)) for i in range(n)]
     for c, i in enumerate(centres):
         nearest[i] = c  # a centre is in its own cluster, also where another lies in the same place
     return centres, nearest
 
 
-def check(plan, x, clusters, k, exact=True):
-    assert plan.rows == clusters and plan.counts.tolist() == [clusters] * len(x)
-    for b in range(len(x)):
-        centres, nearest = brute(x[b], clusters, k)
-        assert plan.head[b].tolist() == centres
-        assert plan.inverse[b].tolist() == nearest
-    assert (plan.dropped == 0).all()
+def check(x, k, many, every):
+    expected = [peaks(sample, k) for sample in x]
+    for clusters in many:
+        plan = M.dpc_knn(x.to(every[1]), clusters, k, impl=every[0])
+        assert plan.rows == clusters and plan.counts.tolist() == [clusters] * len(x)
+        for b, (distance, score) in enumerate(expected):
+            centres, nearest = brute(distance, score, clusters)
+            assert plan.head[b].tolist() == centres
+            assert plan.inverse[b].tolist() == nearest
+        assert (plan.dropped == 0).all()
 
 
 def test_by_hand(every):
@@ -56,18 +65,16 @@ def test_is_chat_univis(every, tokens, channels, dtype):
     pick = torch.randint(0, 6, (2, tokens), generator=generator(2))
     x = spots.gather(1, pick[..., None].expand(-1, -1, channels)) / 2
     x = (x + torch.randn(2, tokens, channels, generator=generator(3)) / 2).to(dtype)
-    for clusters in sorted({1, min(5, tokens), max(tokens // 2, 1), tokens}):
-        for k in sorted({1, min(5, tokens), min(9, tokens)}):
-            if k == 1 and clusters not in (1, tokens):
-                continue  # all densities are 1
-            check(M.dpc_knn(x.to(every[1]), clusters, k, impl=every[0]), x, clusters, k)
+    for k in sorted({1, min(5, tokens), min(9, tokens)}):
+        # With k = 1 all densities are 1.
+        many = {1, tokens} if k == 1 else {1, min(5, tokens), max(tokens // 2, 1), tokens}
+        check(x, k, sorted(many), every)
 
 
 @pytest.mark.parametrize("k", (1, 2, 4, 8))
 def test_ties_go_to_the_earlier(every, k):
     x = torch.randint(-1, 2, (3, 40, 4), generator=generator(k)).float()  # many equal rows, distances and densities
-    for clusters in (1, 3, 17, 40):
-        check(M.dpc_knn(x.to(every[1]), clusters, k, impl=every[0]), x, clusters, k)
+    check(x, k, (1, 3, 17, 40), every)
 
 
 def test_all_the_same(every):
@@ -76,10 +83,10 @@ def test_all_the_same(every):
 
 
 def test_far_apart_does_not_underflow(every):
-    # Densities exp(-5000) and less are 0 in fp32; their order still counts.
-    x = torch.tensor([[[0.0], [100.0], [250.0], [900.0]]], device=every[1])
+    # All densities, exp(-5000) and less, are 0 in fp32; the last two tokens are the densest all the same.
+    x = torch.tensor([[[900.0], [250.0], [100.0], [0.0]]], device=every[1])
     plan = M.dpc_knn(x, 2, k=2, impl=every[0])
-    assert plan.head[0, 0] == 0 and plan.inverse[0, 1] == 0
+    assert plan.head.tolist() == [[2, 3]] and plan.inverse.tolist() == [[0, 0, 0, 1]]
 
 
 def test_tokens_that_are_not_finite(every):
@@ -150,3 +157,7 @@ def test_bad_input(case):
 
 def test_explain():
     assert saccade.explain("dpc_knn", X, 2).verdicts["cuda"].startswith("needs tensors on a CUDA device")
+    many = torch.ones(1, 40, 3)
+    assert saccade.explain("dpc_knn", many, 2, 33).verdicts["cuda"] == "takes k up to 32, got 33"
+    assert "takes k" not in saccade.explain("dpc_knn", many, 2, k=32).verdicts["cuda"]
+    check(torch.randn(1, 40, 3, generator=generator(0)), 33, (3,), ("cpu", "cpu"))

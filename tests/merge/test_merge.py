@@ -70,7 +70,7 @@ def test_reference_equals_brute_force(mode):
 def test_matches_float64(implementation, mode, dtype):
     impl, device = implementation
     for i, (batch, tokens, width, r) in enumerate(
-        [(1, 2, 1, 1), (2, 33, 7, 16), (3, 64, 64, 20), (2, 129, 40, 60), (1, 260, 129, 130), (1, 40, 1280, 9)]
+        [(1, 2, 1, 1), (2, 33, 7, 16), (3, 40, 64, 20), (2, 129, 12, 60), (1, 130, 33, 65), (1, 10, 520, 4)]
     ):
         plan = random_plan(batch, tokens, r, i)
         x = normal((batch, tokens, width), dtype, seed=i, layout=LAYOUTS[i % 5])
@@ -91,7 +91,7 @@ def test_matches_float64(implementation, mode, dtype):
 def test_long_rows(implementation, mode, dtype):
     """Rows of thousands of members beside rows of one."""
     impl, device = implementation
-    for tokens in (34, 35, 36, 67, 1000, 5003):
+    for tokens in (34, 35, 36, 67, 3003):
         plan = hub_plan(tokens)
         assert plan.rows == 3
         x = normal((2, tokens, 20), dtype, seed=tokens)
@@ -134,12 +134,16 @@ def test_padding_is_zero(every, mode):
 
 def test_max_keeps_nan_and_infinities(every):
     impl, device = every
-    x = torch.tensor([[[1.0, NAN, -float("inf"), -5.0], [NAN, 2.0, -float("inf"), float("inf")], [3.0, 3.0, 3.0, 3.0]]])
-    plan = M.build_plan(torch.zeros(1, 3), torch.tensor([[1, -1, -1]]), r=1).to(device)
+    inf = float("inf")
+    x = torch.tensor([[[1.0, inf, -inf, -5.0], [NAN, NAN, -inf, inf], [NAN, -inf, inf, -inf], [3.0, 3.0, 3.0, 3.0]]])
+    plan = M.build_plan(torch.zeros(1, 4), torch.tensor([[1, -1, -1, -1]]), r=1).to(device)
     for dtype in DTYPES:
-        y, _ = M.merge(x.to(device, dtype), plan, mode="max", impl=impl)
-        assert y[0, 0, :2].isnan().all() and y[0, 0, 2:].tolist() == [-float("inf"), float("inf")]
-        assert y[0, 1].tolist() == [3.0] * 4
+        leaf = x.detach().clone().to(device, dtype).requires_grad_()
+        y, _ = M.merge(leaf, plan, mode="max", impl=impl)
+        assert y[0, 0, :2].isnan().all() and y[0, 0, 2:].tolist() == [-inf, inf]
+        assert y[0, 1].isnan().tolist() == [True, False, False, False] and y[0, 2].tolist() == [3.0] * 4
+        y.backward(torch.ones_like(y))
+        assert leaf.grad[0].tolist() == [[0, 0, 1, 0], [1, 1, 0, 1], [1] * 4, [1] * 4]
 
 
 def test_nan_stays_in_its_row(every):

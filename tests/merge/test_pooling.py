@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -98,15 +97,6 @@ def test_llavas_pooling(mode, tokens):
     assert M.pool2d(x, (1, 27, 27), ceil=True).shape == (3, 196, 16)
 
 
-def test_llava_onevisions_pooling_in_transformers():
-    llava = pytest.importorskip("transformers.models.llava_onevision.modeling_llava_onevision")
-    vision = SimpleNamespace(image_size=384, patch_size=14)
-    model = SimpleNamespace(config=SimpleNamespace(vision_config=vision))
-    x = normal(2, 729, 8, dtype=torch.float32)
-    theirs = llava.LlavaOnevisionModel.apply_pooling(model, x)
-    assert torch.allclose(M.pool2d(x, (1, 27, 27), mode="bilinear"), theirs, rtol=1e-6, atol=1e-6)
-
-
 def test_bilinear_by_hand():
     # 3 points to 2: centres at 0.25 and 1.75 of 0, 1, 2.
     x = torch.tensor([0.0, 4.0, 8.0]).view(1, 3, 1).expand(1, 3, 1)
@@ -179,6 +169,7 @@ def test_pixel_shuffle(grid, factor):
     assert M.pixel_shuffle(x[:0], grid, factor).shape == (0, *y.shape[1:])
 
 
+@pytest.mark.slow  # the import
 def test_pixel_shuffle_is_internvls():
     internvl = pytest.importorskip("transformers.models.internvl.modeling_internvl")
     x = normal(2, 36, 8, dtype=torch.float32)

@@ -89,7 +89,7 @@ def links_of(x, frames, threshold, before=0):
     return [[t > 0 and cosine(at(t, p), at(t - 1, p)) >= threshold for p in range(places)] for t in range(frames)]
 
 
-def check_rows(plan, x, groups, b, exact=True):
+def check_rows(plan, x, groups, b):
     inverse = torch.full((x.shape[1],), -1, dtype=torch.int32)
     for row, tokens in enumerate(groups):
         inverse[tokens] = row

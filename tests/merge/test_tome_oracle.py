@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from merge.tome_oracle import Oracle, alternate
@@ -25,7 +27,7 @@ def agree(plan, oracles):
         assert plan.inverse[b].tolist() == oracle.row_of
         assert plan.head[b].tolist() == oracle.heads
         bounds = plan.ptr[b].tolist()
-        members = [plan.members[b, i:j].tolist() for i, j in zip(bounds, bounds[1:], strict=False)]
+        members = [plan.members[b, i:j].tolist() for i, j in itertools.pairwise(bounds)]
         assert members == oracle.members()
         for i, score in oracle.scores.items():
             assert abs(float(plan.score[b, i]) - score) < 1e-14
@@ -122,7 +124,7 @@ def test_a_token_of_zeros_is_no_nan():
 
 
 def test_sizes_chain_over_layers():
-    metric, x, _ = inputs(24, seed=10)
+    _metric, x, _ = inputs(24, seed=10)
     merger = TokenMerger(MergeSchedule.constant(4, 3, protected=1))
     y, size, whole = x, None, x.clone()
     for layer in range(3):

@@ -122,7 +122,7 @@ def test_a_seed_draws_anew_for_every_index_and_leaves_the_global_generator():
 
 def test_without_parity_tokens_get_the_same_values_back():
     metric, x = inputs((7, 9), seed=4)
-    merger, plan, go, back = pair((7, 9), (2, 2), 0.5, metric)
+    _merger, _plan, go, back = pair((7, 9), (2, 2), 0.5, metric)
     ours = merge.tomesd(0.5, (7, 9))
     own = ours.match(metric)
     assert torch.equal(own.head, own.head.sort(1).values)

@@ -233,17 +233,17 @@ def plan_case(batch, tokens, r, rows, threshold=-math.inf, ties=1, bad=0.0, whol
 for _small in (True, False):
     check(plan_case, 2, 41, 13, 28, small=_small)
     check(plan_case, 2, 40, 20, 20, ties=40, small=_small)  # all into one row
-    check(plan_case, 3, 210, 80, 130, 0.0, ties=10, bad=0.1, small=_small)  # more left than rows: dropped
+    check(plan_case, 2, 210, 80, 110, 0.0, ties=10, bad=0.1, small=_small)  # more left than rows: dropped
     check(plan_case, 3, 210, 400, 150, -0.5, ties=10, bad=0.2, whole=True, small=_small)
-    check(plan_case, 2, 9, 0, 14, small=_small)  # padding
-    check(plan_case, 2, 1, 0, 1, small=_small)
-    check(plan_case, 2, 7, 0, 0, small=_small)
-    check(plan_case, 2, 0, 0, 3, small=_small)
+    check(plan_case, 1, 9, 0, 14, small=_small)  # padding
+    check(plan_case, 1, 1, 0, 1, small=_small)
+    check(plan_case, 1, 7, 0, 0, small=_small)
+    check(plan_case, 1, 0, 0, 3, small=_small)
     check(plan_case, 0, 5, 1, 4, small=_small)
 check(plan_case, 2, 900, 400, 500, ties=400, bad=0.05, small=False)
-check(plan_case, 1, 5000, 2000, 3000, ties=2500, small=True)  # a program sees more than one tile
+check(plan_case, 1, 4500, 2000, 2500, ties=2250)  # a program sees more than one tile
 check(plan_case, 3, 700, 600, 600, 0.25, ties=3, whole=True, small=False)
-check(plan_case, 1, 300, 100, 200, ties=30, bad=0.1, whole=True)
+check(plan_case, 1, 257, 100, 157, ties=30, bad=0.1, whole=True)
 
 
 def top_case(batch, tokens, k, what):
@@ -295,6 +295,8 @@ def merge_case(
     if bad:
         x[:, 3, : width // 2], x[:, 4, width // 3 :] = math.nan, math.inf
     weight = torch.rand(1 if shared else batch, tokens, generator=seeded(3)) + 0.5 if weighted else None
+    if weight is not None:
+        weight[:, :4] = 0  # a row may weigh nothing
     outs = module.merge(x, weight, ptr, members, head, mode)
     peer = reference_merge(x, weight, inverse, head, mode)
     exact = reference_merge(x.double(), weight, inverse, head, mode)
@@ -321,7 +323,7 @@ def merge_case(
 for _mode in (MEAN, SUM, MAX, REPLACE):
     for _dtype, _weighted in ((F32, True), (BF16, False), (F16, True)):
         check(merge_case, _mode, 2, 31, 19, 40, _dtype, weighted=_weighted, strided=_dtype == BF16)
-    check(merge_case, _mode, 2, 90, 45, 300, BF16, weighted=_mode != MAX, hub=True, shared=_mode == SUM)
+    check(merge_case, _mode, 2, 50, 27, 264, BF16, weighted=_mode != MAX, hub=True, shared=_mode == SUM)
     check(merge_case, _mode, 1, 90, 45, 24, F32, hub=True, bad=_mode >= MAX)
 check(merge_case, MAX, 2, 41, 24, 7, F32, bad=True)
 check(merge_case, REPLACE, 3, 31, 40, 5, F16, weighted=True, shared=True)  # more rows than tokens
@@ -335,7 +337,7 @@ for _batch, _tokens, _rows, _width in (
     (1, 1, 1, 1),
 ):
     check(merge_case, MEAN, _batch, _tokens, _rows, _width, F32)
-    if _rows or not _tokens:
+    if _tokens:
         check(merge_case, MAX, _batch, _tokens, _rows, _width, F32)
 
 
@@ -465,8 +467,8 @@ def knn_case(batch, tokens, channels, k, dtype, bad=False, strided=False, exact=
 
 check(knn_case, 2, 17, 40, 5, F32)
 check(knn_case, 2, 12, 24, 12, BF16, exact=True)
-check(knn_case, 1, 150, 8, 7, F16, bad=True, strided=True, workspace=1 << 13)
-check(knn_case, 1, 40, 300, 3, BF16, strided=True)
+check(knn_case, 1, 40, 8, 7, F32, bad=True, strided=True, workspace=1 << 10)
+check(knn_case, 1, 20, 300, 3, BF16, strided=True)
 check(knn_case, 2, 9, 5, 9, F32, bad=True, exact=True)
 check(knn_case, 2, 1, 4, 1, F32)
 check(knn_case, 0, 3, 4, 1, F32)

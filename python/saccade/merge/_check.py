@@ -65,4 +65,5 @@ def check_weights(name: str, x: Any, plan_batch: int, tokens: int, like: torch.T
     if not x.dtype.is_floating_point and x.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"{name}: expected a float or whole-number dtype, got {names([x.dtype])}")
     check_device(name, x, like, of)
-    return x.detach().to(torch.float64 if like.dtype == torch.float64 else torch.float32).contiguous()
+    weights: torch.Tensor = x.detach().to(torch.float64 if like.dtype == torch.float64 else torch.float32)
+    return weights.contiguous()

@@ -56,7 +56,8 @@ def mergeable(
     if not partition.destinations(tokens):
         return 0
     if places:
-        return times * count_places(partition, tokens, window, places)
+        fewest: int = count_places(partition, tokens, window, places)
+        return times * fewest
     lists_on_host = not isinstance(partition, Index) or partition.on_host
     if mask is None or mask.device.type != "cpu" or not lists_on_host or torch.compiler.is_compiling():
         return times * partition.sources(tokens)

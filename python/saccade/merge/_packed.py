@@ -9,6 +9,7 @@ import torch
 
 from saccade._arguments import items, whole
 from saccade._dispatch import raw
+from saccade.merge._mergeable import mergeable
 from saccade.merge.partition import Partition
 from saccade.merge.plan import MergePlan
 from saccade.reference import match as reference
@@ -37,16 +38,19 @@ def packed_plan(
     partition: Partition,
     amount: Callable[[int], int | None],
     protect: torch.Tensor | None,
+    places: tuple[int, ...] | None,
     score: int,
     chosen: str,
 ) -> MergePlan:
     """One plan over all sequences. All are matched by one launch, each inside its own range of the destination list."""
     device, lengths = metric.device, [b - a for a, b in itertools.pairwise(bounds)]
     amounts = []
-    for n in lengths:
+    for n, a in zip(lengths, bounds, strict=False):
         partition.check(n)
-        limit, clamp = amount(n), partition.sources(n)
+        limit = amount(n)
         assert limit is not None
+        spared = None if places is None else tuple(p - a for p in places if a <= p < a + n)
+        clamp = mergeable(partition, n, None, None if protect is None else protect[:, a : a + n], spared, 1, False)
         if limit > clamp:
             raise ValueError(f"r: at most {clamp} tokens of a sequence of {n} can be merged, got {limit}")
         amounts.append(limit)
@@ -71,11 +75,14 @@ def packed_plan(
         inverse, ptr, members, head, counts = build(
             values[:, a:b].contiguous(), own, b - a - limit, limit, float("-inf"), False
         )
-        shift = lambda t, by: torch.where(t >= 0, t + by, t)  # noqa: E731
-        made.append((shift(inverse, row), ptr, shift(members, a), shift(head, a), counts))
+        made.append((_shifted(inverse, row), ptr, _shifted(members, a), _shifted(head, a), counts))
         row += b - a - limit
         rows.append(row)
     return _joined(made, values, rows)
+
+
+def _shifted(t: torch.Tensor, by: int) -> torch.Tensor:
+    return torch.where(t >= 0, t + by, t)
 
 
 def _joined(made: list[tuple[torch.Tensor, ...]], score: torch.Tensor, rows: list[int]) -> MergePlan:

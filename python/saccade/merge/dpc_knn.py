@@ -19,8 +19,12 @@ from saccade.reference.match import L2
 __all__ = ["dpc_knn"]
 
 
-def _case(x: torch.Tensor, *_: Any, **__: Any) -> Case:
-    return _dispatch.case_of(x.detach(), refused=float64_refusals(x))
+MOST_NEIGHBOURS = 32  # that the CUDA kernel keeps at hand
+
+
+def _case(x: torch.Tensor, clusters: int = 1, k: int = 5, **_: Any) -> Case:
+    many = (("cuda", f"takes k up to {MOST_NEIGHBOURS}, got {k}"),) if k > MOST_NEIGHBOURS else ()
+    return _dispatch.case_of(x.detach(), refused=float64_refusals(x) + many)
 
 
 @_dispatch.public_op(_case)
@@ -38,7 +42,7 @@ def dpc_knn(x: torch.Tensor, clusters: int, k: int = 5, *, impl: Impl = "auto") 
     Args:
         x: [B, N, C], fp32, fp16, bf16 (fp64 by the reference), any strides.
         clusters: how many, 1 to N.
-        k: nearest neighbours of the density, 1 to N.
+        k: nearest neighbours of the density, 1 to N; the CUDA kernel takes up to 32.
         impl: "auto", or one of "cuda", "triton", "cpu", "reference", which raises where it cannot run.
 
     Returns:
@@ -64,7 +68,7 @@ def dpc_knn(x: torch.Tensor, clusters: int, k: int = 5, *, impl: Impl = "auto") 
     for name, value in (("clusters", clusters), ("k", k)):
         if whole(value, name, 1) > tokens:
             raise ValueError(f"{name}: expected at most {tokens}, the number of tokens, got {value}")
-    chosen = cast(Impl, _dispatch.select("dpc_knn", impl, _case(x)))
+    chosen = cast(Impl, _dispatch.select("dpc_knn", impl, _case(x, clusters, k)))
     sparse = (reference.knn_density if chosen == "reference" else raw("knn_density", chosen))(x, int(k))
 
     order = sparse.argsort(dim=1, stable=True).int()  # the densest first

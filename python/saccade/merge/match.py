@@ -129,7 +129,8 @@ def _plan(
     op = plan_reference.merge_plan if chosen == "reference" else raw("merge_plan", chosen)
     values = score if wide else score.float()
     parts = op(values.contiguous(), target.int().contiguous(), rows, most, least, whole_batch)
-    return MergePlan(*parts, score=score)
+    inverse, ptr, members, head, counts = parts
+    return MergePlan(inverse, ptr, members, head, counts, score)
 
 
 def _threshold(threshold: float | None) -> float:
@@ -238,9 +239,9 @@ def match(
             raise ValueError(
                 "cu_seqlens: packed sequences take r or ratio, and none of threshold, window, order, whole_batch, share_batch"
             )
-        mask, _ = protected(protect, tokens, batch, metric.device)
+        mask, places = protected(protect, tokens, batch, metric.device)
         amounts = lambda n: _amount(n, 1, r, ratio, None)  # noqa: E731
-        return packed_plan(metric, segments(cu_seqlens, metric), partition, amounts, mask, code, chosen)
+        return packed_plan(metric, segments(cu_seqlens, metric), partition, amounts, mask, places, code, chosen)
     partition.check(tokens)
     if isinstance(partition, Index):
         partition.check_batch(1 if share_batch else batch)

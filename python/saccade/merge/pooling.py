@@ -53,6 +53,12 @@ def _resampling(before: int, after: int, like: torch.Tensor) -> torch.Tensor:
     return functional.interpolate(one_each, size=after, mode="linear")[:, 0]
 
 
+def _count(n: int, kernel: int, stride: int, ceil: bool) -> int:
+    """Windows along an axis; with `ceil` also one that overhangs, where it begins inside."""
+    full = (n - kernel) // stride + 1
+    return full + (ceil and (full - 1) * stride + kernel < n and full * stride < n)
+
+
 def pool2d(
     x: torch.Tensor,
     grid: Sequence[int],
@@ -105,8 +111,10 @@ def pool2d(
         raise ValueError(f'stride: expected None or the kernel {size} with mode="bilinear", got {step}')
     batch, _, width = x.shape
     if batch * width == 0:
-        out = [math.ceil(n / k) if mode == "bilinear" else (n - k + (s - 1) * ceil) // s + 1
-               for n, k, s in zip((h, w), size, step, strict=True)]  # fmt: skip
+        out = [
+            math.ceil(n / k) if mode == "bilinear" else _count(n, k, s, ceil)
+            for n, k, s in zip((h, w), size, step, strict=True)
+        ]
         return x.new_empty(batch, t * out[0] * out[1], width)
     image = x.reshape(batch * t, h, w, width).permute(0, 3, 1, 2)  # channels last
     if mode == "bilinear":

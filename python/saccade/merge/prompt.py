@@ -163,7 +163,8 @@ class PromptPool3d(nn.Module):
         projection: an affine module (`nn.Linear`: the projector's last layer) from D to D', or None. One that is not affine (with an
             activation or a norm) gives other results before and after pooling: for that, give `order="pre"`.
         order: "post", the projection after pooling; "pre", before it, as PPLLaVA does.
-        impl: of the pooling and the cosines.
+        impl: of the pooling and the cosines; where visual or prompt require a gradient, only "auto" and "reference" have that of the
+            cosines.
 
     Example:
         >>> import torch

@@ -1,0 +1,388 @@
+"""Token merging in timm's ViTs: equal to an oracle in float64, exact restoration, and refusal of code that is not known."""
+
+from __future__ import annotations
+
+import copy
+import math
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+timm = pytest.importorskip("timm", minversion="1.0.29")
+
+from timm.models.vision_transformer import Block, VisionTransformer  # noqa: E402
+
+from saccade import merge  # noqa: E402
+from saccade.merge import MergeSchedule  # noqa: E402
+from saccade.swap import SwapRefused, merge_tokens  # noqa: E402
+from saccade.swap import timm as swap  # noqa: E402
+from saccade.swap.timm import restore  # noqa: E402
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from merge.tome_oracle import Oracle  # noqa: E402
+
+
+def make(seed=0, name="vit_tiny_patch16_224", **options):
+    torch.manual_seed(seed)
+    sizes = {"img_size": 80, "embed_dim": 48, "depth": 4, "num_heads": 3, "num_classes": 7}
+    model = timm.create_model(name, **{**sizes, **options}).eval()
+    with torch.no_grad():
+        for p in model.parameters():  # zero biases and tiny class tokens would hide mistakes
+            p.add_(0.05 * torch.randn_like(p))
+    return model
+
+
+def images(batch=2, seed=5, dtype=torch.float32):
+    return torch.randn(batch, 3, 80, 80, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+@pytest.fixture
+def model():
+    return make()
+
+
+# ---- oracle ----------------------------------------------------------------------------------------------------------------
+def attend(attn, x, size):
+    """One sample [N, D] with eager softmax in float64, and its keys, mean over heads."""
+    n, _ = x.shape
+    qkv = attn.qkv(x).view(n, 3, attn.num_heads, attn.head_dim)
+    q, k, v = (attn.q_norm(qkv[:, 0]), attn.k_norm(qkv[:, 1]), qkv[:, 2])
+    out = []
+    for h in range(attn.num_heads):
+        scores = q[:, h] @ k[:, h].T / math.sqrt(attn.head_dim) + size.log()[None]
+        out.append(scores.softmax(-1) @ v[:, h])
+    y = attn.norm(torch.cat(out, -1))
+    y = y if attn.gate is None else y * attn.gate(x).sigmoid()
+    return attn.proj(y), k.mean(1)
+
+
+def expected(model, image, r, proportional=True):
+    """Features [M, D] before the last norm, and sizes [M], of one image, merged as ToMe's paper says."""
+    x = model.norm_pre(model._pos_embed(model.patch_embed(image[None])))[0]
+    prefix = model.num_prefix_tokens
+    size = torch.ones(x.shape[0], dtype=torch.float64)
+    for block, amount in zip(model.blocks, r, strict=True):
+        a, keys = attend(block.attn, block.norm1(x), size if proportional else torch.ones_like(size))
+        x = x + block.ls1(a)
+        n = x.shape[0]
+        amount = min(amount, (n - prefix) // 2)
+        if amount:
+            plan = Oracle(keys, amount, range(0, n, 2), range(1, n, 2), set(range(prefix)))
+            order = sorted(range(len(plan.heads)), key=lambda i: plan.heads[i])  # as the tokens lay
+            x, size = (t[order] for t in plan.merge(x, size))
+        x = x + block.ls2(block.mlp(block.norm2(x)))
+    return x, size
+
+
+def oracle_logits(model, image, r, proportional=True):
+    x, size = expected(model, image, r, proportional)
+    x = model.norm(x)
+    pool, patches = model.global_pool, slice(model.num_prefix_tokens, None)
+    if hasattr(model, "head_dist"):
+        return (model.head(x[0]) + model.head_dist(x[1])) / 2
+    if pool == "token":
+        x = x[0]
+    elif pool == "map":  # as if each row stood there as often as it has tokens
+        rows = x[patches].repeat_interleave(size[patches].long(), 0)
+        x = model.attn_pool(rows[None])[0] if proportional else model.attn_pool(x[None, patches])[0]
+    elif pool in ("avg", "avgmax"):
+        mean = (x[patches] * size[patches, None]).sum(0) / size[patches].sum()
+        x = mean if pool == "avg" else (mean + x[patches].amax(0)) / 2
+    return model.head(model.fc_norm(x))
+
+
+VARIANTS = {
+    "plain": {},
+    "qk_norm": {"qk_norm": True},
+    "layer_scale": {"init_values": 0.3},
+    "registers": {"reg_tokens": 4},
+    "no_embed_class": {"no_embed_class": True, "reg_tokens": 1},
+    "average": {"global_pool": "avg"},
+    "average_no_class": {"global_pool": "avg", "class_token": False},
+    "average_norm_first": {"global_pool": "avg", "fc_norm": False, "class_token": False},
+    "average_and_max": {"global_pool": "avgmax"},
+    "map": {"global_pool": "map", "class_token": False},
+    "pre_norm": {"pre_norm": True},
+    "scale_norm": {"scale_attn_norm": True, "scale_mlp_norm": True},
+    "distilled": {"name": "deit_tiny_distilled_patch16_224"},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=VARIANTS.keys())
+def test_logits_are_the_oracles(variant):
+    model, x = make(**VARIANTS[variant]).double(), images(dtype=torch.float64)
+    for r in ((3, 3, 3, 3), (0, 5, 0, 100)):
+        with torch.no_grad(), merge_tokens(model, list(r)):
+            got = model(x)
+            assert torch.equal(model.forward_head(model.forward_features(x)), got)
+        for b in range(2):
+            with torch.no_grad():
+                torch.testing.assert_close(got[b], oracle_logits(model, x[b], r), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("variant", ["plain", "map", "average"])
+def test_not_proportional(variant):
+    model, x = make(**VARIANTS[variant]).double(), images(dtype=torch.float64)
+    with torch.no_grad():
+        with merge_tokens(model, 4, proportional=False):
+            got = model(x)
+        torch.testing.assert_close(got[0], oracle_logits(model, x[0], (4,) * 4, False), rtol=1e-10, atol=1e-10)
+
+
+def test_unfused_and_gated_attention():
+    model, x = make().double(), images(dtype=torch.float64)
+    for block in model.blocks:
+        block.attn.fused_attn = False
+        block.attn.gate = nn.Linear(48, 48).double()
+    with torch.no_grad(), merge_tokens(model, 4):
+        got = model(x)
+    with torch.no_grad():
+        torch.testing.assert_close(got[1], oracle_logits(model, x[1], (4,) * 4), rtol=1e-10, atol=1e-10)
+
+
+def test_features_keep_their_order_or_toMes():
+    model, x = make().double(), images(dtype=torch.float64)
+    with torch.no_grad():
+        rows, _ = expected(model, x[0], (4,) * 4)
+        with merge_tokens(model, 4):
+            features = model.forward_features(x)
+        torch.testing.assert_close(features[0], model.norm(rows), rtol=1e-10, atol=1e-10)
+        with merge_tokens(model, [4], order="split"):
+            split = model.forward_features(x)
+        with merge_tokens(model, [4]):
+            by_place = model.forward_features(x)
+    assert torch.equal(split[:, 0], by_place[:, 0]) and not torch.equal(split[:, 1:], by_place[:, 1:])
+    torch.testing.assert_close(split.sum(1), by_place.sum(1), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=VARIANTS.keys())
+def test_r_0_changes_no_bit(variant):
+    model, x = make(**VARIANTS[variant]), images()
+    with torch.no_grad():
+        stock, features = model(x), model.forward_features(x)
+        with merge_tokens(model, 0):
+            assert torch.equal(model(x), stock) and torch.equal(model.forward_features(x), features)
+        with merge_tokens(model, [0, 0, 0, 3]):
+            assert not torch.equal(model(x), stock) or variant in ("plain",)
+
+
+# ---- what else runs --------------------------------------------------------------------------------------------------------
+def test_counts_and_presets(model):
+    x = images()
+    for r, tokens in (
+        (3, 14),
+        (0.25, 9),
+        ([4, 2], 20),
+        (MergeSchedule.linear(3, 1, 4), 26 - 0 - 2 - 4 - 6),
+        (merge.auroracap(0.5, 4, (5, 5)), 26 - 12),
+        (merge.auroracap(0.5, 4, (5, 5), parity=True), 26 - 12),
+    ):
+        with torch.no_grad(), merge_tokens(model, r) as merged:
+            assert model.forward_features(x).shape[1] == tokens
+            assert merged.schedule.tokens(26)[-1] == tokens
+    assert "layers: 3 x 4" in str(merge_tokens(model, 3)) and "blocks.3.attn (Attention, attention): swapped" in str(
+        swap.Merged(model, MergeSchedule.constant(3, 4), swap._sites(make()))
+    )
+
+
+def test_gradients_and_checkpointing():
+    stock, x = make().double(), images(dtype=torch.float64)
+    grads = []
+    for checkpointing in (False, True):
+        model = copy.deepcopy(stock).train()
+        model.set_grad_checkpointing(checkpointing)
+        merge_tokens(model, 4)
+        model(x).square().sum().backward()
+        grads.append({n: p.grad for n, p in model.named_parameters()})
+    assert all(g is not None for g in grads[0].values())
+    for name, grad in grads[0].items():
+        assert torch.equal(grad, grads[1][name]), name
+    # Against the oracle's own gradient, through the same choice of tokens.
+    stock.zero_grad()
+    sum(oracle_logits(stock, image, (4,) * 4).square().sum() for image in x).backward()
+    for name, p in stock.named_parameters():
+        torch.testing.assert_close(grads[0][name], p.grad, rtol=1e-8, atol=1e-9)
+
+
+def test_training_with_dropout_and_drop_path_runs():
+    model = make(drop_path_rate=0.3, attn_drop_rate=0.1, proj_drop_rate=0.1, patch_drop_rate=0.2).train()
+    with merge_tokens(model, 2):
+        model(images()).sum().backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_and_autocast(dtype):
+    model = make(global_pool="avg")
+    x = images()
+    with torch.no_grad(), merge_tokens(model, 3):
+        full = model(x)
+        with torch.autocast("cpu", dtype):
+            mixed = model(x)
+        low = model.to(dtype)(x.to(dtype))
+    assert low.dtype == dtype and mixed.dtype == dtype
+    for got in (low, mixed):
+        assert float((got.float() - full).abs().max()) < 0.2 * float(full.abs().max())
+
+
+def test_compiled_whole():
+    for options in ({}, {"global_pool": "avg", "reg_tokens": 2}):
+        model, x = make(**options), images()
+        with torch.no_grad(), merge_tokens(model, 3):
+            torch._dynamo.reset()
+            compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+            torch.testing.assert_close(compiled(x), model(x), rtol=1e-5, atol=1e-5)
+
+
+def test_a_batch_does_not_change_its_samples(model):
+    model, x = model.double(), images(3, dtype=torch.float64)
+    with torch.no_grad(), merge_tokens(model, 4):
+        together = model(x)
+        for b in range(3):
+            torch.testing.assert_close(model(x[b : b + 1])[0], together[b], rtol=1e-12, atol=1e-12)
+
+
+def test_hooks_fire_and_dense_features_are_stocks(model):
+    x, seen = images(), []
+    handles = [m.register_forward_hook(lambda m, *_: seen.append(type(m).__name__)) for m in model.blocks[1].modules()]
+    with torch.no_grad():
+        dense = model.forward_intermediates(x, intermediates_only=True)
+        seen.clear()
+        with merge_tokens(model, 3):
+            model(x)
+            assert {"Block", "Attention", "Mlp", "LayerNorm", "Linear"} <= set(seen)
+            for a, b in zip(dense, model.forward_intermediates(x, intermediates_only=True), strict=True):
+                assert torch.equal(a, b)
+    for handle in handles:
+        handle.remove()
+
+
+def test_a_mask_is_refused_and_stale_sizes_are_seen():
+    model = make(global_pool="avg")
+    merge_tokens(model, 3)
+    with torch.no_grad():
+        with pytest.raises(ValueError, match="attn_mask: expected None"):
+            model(images(), is_causal=True)
+        features = model.forward_features(images())
+        with pytest.raises(ValueError, match=r"x: expected the features \[2, 14, D\]"):
+            model.forward_head(features[:, :10])
+        model(images())
+        assert vars(model)[swap._STATE].size is None
+
+
+# ---- in and out ------------------------------------------------------------------------------------------------------------
+def attributes(model):
+    return [(name, id(m), [(k, id(v)) for k, v in vars(m).items()]) for name, m in model.named_modules()]
+
+
+def test_restored_exactly_and_again(model):
+    before, keys, classes = attributes(model), list(model.state_dict()), [type(m) for m in model.modules()]
+    source = (Block.forward, VisionTransformer.forward_features, VisionTransformer.pool)
+    with torch.no_grad():
+        stock = model(images())
+    merged = merge_tokens(model, 3)
+    assert list(model.state_dict()) == keys and [type(m) for m in model.modules()] == classes
+    assert (Block.forward, VisionTransformer.forward_features, VisionTransformer.pool) == source
+    assert [name for name, _ in model.named_modules()] == [name for name, _, _ in before]
+    model.load_state_dict(model.state_dict())
+    restore(model)
+    restore(model)
+    merged.restore()
+    assert attributes(model) == before
+    with pytest.raises(RuntimeError, match="mine"), merge_tokens(model, 3):
+        raise RuntimeError("mine")
+    assert attributes(model) == before
+    with torch.no_grad():
+        assert torch.equal(model(images()), stock)
+
+
+def test_models_are_independent(model):
+    other, x = make(), images()
+    merge_tokens(model, 3)
+    with torch.no_grad():
+        assert other.forward_features(x).shape[1] == 26
+        merge_tokens(other, 6)
+        assert (model.forward_features(x).shape[1], other.forward_features(x).shape[1]) == (14, 7)
+        restore(other)
+        assert (model.forward_features(x).shape[1], other.forward_features(x).shape[1]) == (14, 26)
+        twin = copy.deepcopy(model)
+        restore(model)
+        assert (model.forward_features(x).shape[1], twin.forward_features(x).shape[1]) == (26, 14)
+        assert vars(twin)[swap._STATE] is not vars(twin).get("other") and twin.forward.__self__ is twin
+        restore(twin)
+        assert twin.forward_features(x).shape[1] == 26
+
+
+def test_a_patch_on_top_is_not_torn_out(model):
+    merge_tokens(model, 3)
+    ours = model.blocks[0].forward
+    model.blocks[0].forward = lambda x: x
+    with pytest.raises(RuntimeError, match="Block: replaced after the swap"):
+        restore(model)
+    assert "forward_features" in vars(model)
+    model.blocks[0].forward = ours
+    restore(model)
+
+
+class OtherBlock(Block):
+    def forward(self, x, attn_mask=None, is_causal=False):
+        return x
+
+
+class OtherModel(VisionTransformer):
+    def forward_features(self, x, attn_mask=None, is_causal=False):
+        return self.norm(self.blocks(self.patch_embed(x)))
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: make(block_fn=OtherBlock), r"blocks\.0 .*OtherBlock\.forward has an untested source"),
+        (lambda: make(attn_layer="diff"), r"blocks\.3\.attn .*DiffAttention\.forward has an untested source"),
+        (lambda: make(name="vit_tiny_patch16_224", block_fn=timm.models.vision_transformer.ParallelScalingBlock), "ParallelScalingBlock"),
+        (lambda: OtherModel(img_size=80, embed_dim=48, depth=1, num_heads=3), r"OtherModel\.forward_features has an untested"),
+        (lambda: make(global_pool="prr"), "AttentionPoolPrr.forward has an untested source"),
+        (lambda: nn.Linear(3, 3), "it is not a timm VisionTransformer"),
+        (lambda: timm.create_model("resnet18"), "it is not a timm VisionTransformer"),
+        (lambda: timm.create_model("eva02_tiny_patch14_224"), "untested source"),
+    ],
+)  # fmt: skip
+def test_unknown_code_is_refused(build, message):
+    model = build()
+    before = attributes(model)
+    with pytest.raises(SwapRefused, match=message):
+        merge_tokens(model, 3)
+    assert attributes(model) == before
+
+
+def test_what_was_replaced_already_is_refused(model):
+    model.blocks[1].attn.forward = types.MethodType(lambda self, x, **_: x, model.blocks[1].attn)
+    with pytest.raises(SwapRefused, match=r"blocks\.1\.attn .*its forward was replaced by someone else"):
+        merge_tokens(model, 3)
+    del model.blocks[1].attn.forward
+    merge_tokens(model, 3)
+    with pytest.raises(SwapRefused, match="merges tokens already"):
+        merge_tokens(model, 3)
+
+
+@pytest.mark.parametrize(
+    ("r", "options", "error", "message"),
+    [
+        (-1, {}, ValueError, r"amounts\[0\]: .* at least 0"),
+        (1.5, {}, ValueError, r"amounts\[0\]: expected a share"),
+        ([1] * 5, {}, ValueError, "amounts: 5 entries for 4 layers"),
+        ("8", {}, TypeError, "amounts: expected a list"),
+        (MergeSchedule.per_step(1, 4), {}, ValueError, "r: expected a schedule over layers"),
+        (3, {"order": "similarity"}, ValueError, "order: "),
+        (3, {"order": "distill"}, ValueError, "order: 'distill' would not leave the model's 1 prefix tokens"),
+        (3, {"score": "l1"}, ValueError, "score: "),
+    ],
+)
+def test_bad_input(model, r, options, error, message):
+    before = attributes(model)
+    with pytest.raises(error, match=message):
+        merge_tokens(model, r, **options)
+    assert attributes(model) == before
