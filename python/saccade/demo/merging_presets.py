@@ -6,7 +6,7 @@ Every preset ends as one map from tokens to rows, so all of them can be drawn, u
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,9 +14,11 @@ import torch
 from saccade import merge
 from saccade.merge import MergePlan, compose
 
-__all__ = ["PRESETS", "Made", "Patches", "Preset", "tome_plan"]
+__all__ = ["PRESETS", "SHARES", "Made", "Patches", "Preset", "tome_plan"]
 
-_LAYERS = 12  # rounds of AuroraCap's per-frame merging
+SHARES = (1.0, 0.9, 0.75, 0.6, 0.5, 0.375, 0.25, 0.175, 0.125, 0.1, 0.07, 0.05)
+_LAYERS = 12  # of the tower that AuroraCap's schedule is for
+_WINDOWS = ((1, 1, 1), (2, 1, 1), (1, 2, 2), (2, 2, 2), (1, 3, 3), (1, 4, 4), (2, 3, 3), (2, 4, 4))  # ever larger ones
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,10 @@ class Patches:
     def count(self) -> int:
         """N"""
         return self.pixels.shape[1]
+
+    def rows(self, share: float) -> int:
+        """Rows to be left for a share of the tokens."""
+        return max(1, round(self.count * share))
 
     @property
     def places(self) -> int:
@@ -67,10 +73,10 @@ class Made:
 
 @dataclass(frozen=True)
 class Preset:
-    """A preset, what it does in a few words, and how it is made for a target.
+    """A preset, what it does in a few words, and how it is made.
 
     Args:
-        make: (tokens, rows wanted) to what it made, or None where it cannot leave so few.
+        make: (tokens, rows wanted) to what it made, about so many rows; None where it cannot leave so few.
     """
 
     name: str
@@ -78,72 +84,69 @@ class Preset:
     make: Callable[[Patches, int], Made | None]
 
 
-def _identity(tokens: int, rows_of_plan: MergePlan | None = None) -> MergePlan:
-    """Nothing merged: what a merger makes of r = 0."""
+def _identity(tokens: int) -> MergePlan:
+    """What a merger makes of r = 0."""
     return merge.TokenMerger(0).match(torch.zeros(1, tokens, 1))
 
 
 def _planned(plan: MergePlan, mode: Any = "mean") -> Made:
-    """A plan over all tokens; one of a sample for each frame counts rows frame by frame."""
-    plan = plan.compact() if plan.batch == 1 else plan
+    """A plan for all tokens, or one with a sample for each frame, whose rows count on from frame to frame."""
+    plan = plan.compact()
     frames, rows = plan.batch, plan.rows
     row_of = plan.inverse.long() + rows * torch.arange(frames)[:, None]
 
     def forth(x: torch.Tensor) -> torch.Tensor:
-        y = merge.merge(x.view(frames, plan.tokens, x.shape[2]), plan, mode=mode)[0]
+        y: torch.Tensor = merge.merge(x.view(frames, plan.tokens, x.shape[2]), plan, mode=mode)[0]
         return y.view(1, frames * rows, x.shape[2])
 
     def back(y: torch.Tensor) -> torch.Tensor:
-        out = merge.unmerge(y.view(frames, rows, y.shape[2]), plan)
-        return out.view(1, frames * plan.tokens, y.shape[2])
+        x: torch.Tensor = merge.unmerge(y.view(frames, rows, y.shape[2]), plan)
+        return x.view(1, frames * plan.tokens, y.shape[2])
 
     return Made(frames * rows, row_of.flatten(), plan.ptr.diff(dim=1).flatten(), forth, back)
 
 
 def _gathered(rows: int, row_of: torch.Tensor, forth: Callable[[torch.Tensor], torch.Tensor]) -> Made:
-    """Where no plan is: every token is shown by one of the rows."""
-    size = torch.bincount(row_of, minlength=rows)
-    return Made(rows, row_of, size, forth, lambda y: y[:, row_of])
+    """Where there is no plan: every token is shown by one of the rows."""
+    return Made(rows, row_of, torch.bincount(row_of, minlength=rows), forth, lambda y: y[:, row_of])
 
 
-def tome_plan(metric: torch.Tensor, rows: int, rounds: list[int] | None = None) -> tuple[MergePlan, torch.Tensor]:
-    """Rounds of ToMe until `rows` are left, as one plan, and the sizes that the rounds carried along.
+def tome_plan(metric: torch.Tensor, stops: list[int]) -> tuple[MergePlan, torch.Tensor]:
+    """Rounds of ToMe down to the last of the falling `stops`, as one plan, and the sizes that the rounds carried along.
 
-    A round merges an eighth of what is there, as layers of a tower do, never more than half. A plan for fewer rows only goes on from
-    one for more where `rounds` names that one, and other stops, on the way.
+    A round merges an eighth of what is there, as the layers of a tower do, and none steps over a stop: so the groups at one stop are
+    unions of those at the stop before, and the error can only grow.
     """
-    plan, size, x = _identity(metric.shape[1]), torch.ones(1, metric.shape[1], 1), metric
-    stops = sorted({n for n in (rounds or []) if n > rows} | {rows}, reverse=True)
+    x, size, plan = metric, torch.ones(1, metric.shape[1], 1), _identity(metric.shape[1])
     for stop in stops:
         while x.shape[1] > stop:
-            r = max(1, min(x.shape[1] - stop, x.shape[1] // 8))
+            r = min(x.shape[1] - stop, max(x.shape[1] // 8, 1))
             x, size, own = merge.tome(r, class_token=False)(x, size=size)
             plan = compose(plan, own)
     return plan, size
 
 
 def _tome(patches: Patches, rows: int) -> Made:
-    stops = [round(patches.count * share) for share in SHARES]
-    return _planned(tome_plan(patches.metric, rows, stops)[0])
+    stops = [patches.rows(share) for share in SHARES]
+    return _planned(tome_plan(patches.metric, [*(n for n in stops if n > rows), rows])[0])
 
 
 def _tomesd(patches: Patches, rows: int) -> Made | None:
-    """Cells of 2 x 2, and where they leave too many rows, of 4 x 4."""
-    _, h, w = patches.grid
-    for cell in ((2, 2), (4, 4)):
-        left = patches.grid[0] * (h // cell[0]) * (w // cell[1])
-        if 0 < left <= rows:
+    """Cells of 2 x 2, and where those leave too many rows, of 4 x 4."""
+    frames, h, w = patches.grid
+    for side in (2, 4):
+        if 0 < frames * (h // side) * (w // side) <= rows:
             ratio = (patches.count - rows) / patches.count
-            return _planned(merge.tomesd(ratio, patches.grid, cell)(patches.metric)[2])
+            return _planned(merge.tomesd(ratio, patches.grid, (side, side))(patches.metric)[2])
     return None
 
 
-def _auroracap(patches: Patches, rows: int) -> Made | None:
-    """Every frame on its own, the same r in all layers of the schedule."""
+def _auroracap(patches: Patches, rows: int) -> Made:
+    """Every frame by itself, the same r in all layers of the schedule."""
     frames, h, w = patches.grid
     tower = merge.auroracap(rows / patches.count, _LAYERS, (h, w), class_token=False)
-    merger, size, plan = tower.merger(), None, _identity(h * w)
-    x = patches.metric.view(frames, h * w, -1)
+    merger, plan = tower.merger(), _identity(h * w)
+    x, size = patches.metric.view(frames, h * w, -1), torch.ones(frames, h * w, 1)
     for layer in range(_LAYERS):
         x, size, own = merger(x, size=size, index=layer)
         plan = compose(plan, own)
@@ -151,58 +154,65 @@ def _auroracap(patches: Patches, rows: int) -> Made | None:
 
 
 def _vidtome(patches: Patches, rows: int) -> Made | None:
-    """Every frame but one is a source once, so the local ratio follows from the rows wanted."""
-    sources = patches.count - patches.places
-    ratio = (patches.count - rows) / sources if sources else 0.0
-    if ratio > 1 or (not sources and rows < patches.count):
+    """Every frame but one is a source once, so the local ratio follows from the rows that are wanted."""
+    merged, sources = patches.count - rows, patches.count - patches.places
+    if merged > sources:
         return None
-    _, plan = merge.vidtome(patches.grid[0], local_ratio=ratio)(patches.metric)
-    within = plan.within or _identity(patches.count)
-    return _planned(within, plan.mode)
+    merger = merge.vidtome(patches.grid[0], local_ratio=merged / max(sources, 1))
+    plan = merger(patches.metric)[1]
+    return _planned(_identity(patches.count) if plan.within is None else plan.within, plan.mode)
 
 
 def _framefusion(patches: Patches, rows: int) -> Made | None:
-    """The threshold is the cosine that as many links exceed as tokens shall merge."""
+    """The threshold is the cosine that as many links reach as tokens shall merge."""
     frames, merged = patches.grid[0], patches.count - rows
     if merged > patches.count - patches.places:
         return None
     alike = merge.frame_similarity(patches.metric, frames).flatten().sort(descending=True).values
-    threshold = float(alike[merged - 1]) if merged else float("inf")
-    return _planned(merge.framefusion(threshold).merge(patches.metric, frames)[2])
+    fusion = merge.framefusion(float(alike[merged - 1]) if merged else float("inf"))
+    return _planned(fusion.merge(patches.metric, frames)[2])
 
 
 def _evs(patches: Patches, rows: int) -> Made | None:
     """A token that was dropped is shown as the last one that was kept at its place."""
-    frames = patches.grid[0]
     if rows < patches.places:
         return None
-    # The share to drop, so that int(N (1 - share)) is rows whatever the rounding.
-    retention = merge.evs(frames, min(max(1 - (rows + 0.5) / patches.count, 0.0), 1.0))
-    kept = merge.retain(patches.metric, frames, ratio=retention.ratio)
+    share = 1 - (rows + 0.5) / patches.count  # int(N (1 - share)) is rows, whatever the rounding
+    kept = merge.evs(patches.grid[0], max(share, 0.0))(patches.metric)[1]
     last = torch.full((patches.count,), -1)
     last[kept[0]] = torch.arange(kept.shape[1])
-    row_of = last.view(frames, patches.places).cummax(0).values.flatten()
+    row_of = last.view(patches.grid[0], patches.places).cummax(0).values.flatten()
     return _gathered(kept.shape[1], row_of, lambda x: merge.select(x, kept))
 
 
 def _ppllava(patches: Patches, rows: int) -> Made | None:
-    """The finest of a few windows that leaves no more rows; no prompt, so all weights are equal. Windows tile the grid from its start."""
-    for kernel in ((1, 1, 1), (2, 1, 1), (1, 2, 2), (2, 2, 2), (2, 3, 3), (2, 4, 4)):
-        fits = all(k <= n for k, n in zip(kernel, patches.grid, strict=True))
-        counts = [n // k for k, n in zip(kernel, patches.grid, strict=True)]
-        if fits and counts[0] * counts[1] * counts[2] <= rows:
+    """The smallest window that leaves no more rows; without a prompt all its weights are equal."""
+    for kernel in _WINDOWS:
+        counts = [n // k for n, k in zip(patches.grid, kernel, strict=True)]
+        if 0 < counts[0] * counts[1] * counts[2] <= rows:
             break
     else:
         return None
-    pool = replace_kernel(kernel)
-    weights = torch.zeros(1, patches.count)
-    at = [
+    # Tokens of a remainder that fills no window are shown by the last one.
+    t, h, w = (
         (torch.arange(n) // k).clamp(max=c - 1) for n, k, c in zip(patches.grid, kernel, counts, strict=True)
-    ]  # a remainder that fills no window is shown by the last one
-    row_of = (at[0][:, None, None] * counts[1] + at[1][:, None]) * counts[2] + at[2]
+    )
+    row_of = (t[:, None, None] * counts[1] + h[:, None]) * counts[2] + w
+    weights, temperature = torch.zeros(1, patches.count), merge.ppllava().temperature
 
     def forth(x: torch.Tensor) -> torch.Tensor:
-        y = merge.prompt_pool3d(x, weights, pool.kernel, temperature=pool.temperature, grid=patches.grid)
+        y: torch.Tensor = merge.prompt_pool3d(x, weights, kernel, temperature=temperature, grid=patches.grid)
         return y.flatten(1, 3)
 
     return _gathered(counts[0] * counts[1] * counts[2], row_of.flatten(), forth)
+
+
+PRESETS = (
+    Preset("tome", "rounds of ToMe over all frames at once, means weighted by size", _tome),
+    Preset("auroracap", "the same r in every layer, each frame by itself", _auroracap),
+    Preset("tomesd", "one destination in each cell of 2 x 2 patches (4 x 4 below 25 %), anywhere in the clip", _tomesd),
+    Preset("vidtome", "into one frame, whose patches stand for those merged", _vidtome),
+    Preset("framefusion", "runs of alike patches at one place, to their mean", _framefusion),
+    Preset("evs", "patches that change least are dropped, and shown as the last one kept there", _evs),
+    Preset("ppllava", "windows of the grid to their mean, whatever they hold (no prompt here)", _ppllava),
+)
