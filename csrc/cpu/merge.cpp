@@ -142,7 +142,8 @@ void one_token_bwd(const MergeGradArgs& a, int64_t batch, int64_t token) {
   const T* dy = row_at<T>(a.dy, a.dy_stride, batch, row);
   if (a.mode != Reduce::kMean) return (void)std::memcpy(dx, dy, bytes);
   const float weight = a.weight == nullptr ? 1.0f : a.weight[batch * a.weight_stride + token];
-  const float share = weight / a.total[batch * a.rows + row];
+  const float total = a.total[batch * a.rows + row];
+  const float share = weight / (total == 0.0f ? 1.0f : total);  // as forward divides
   if (share == 1.0f) return (void)std::memcpy(dx, dy, bytes);
   S::each(a.width, [&](int64_t c, int64_t n) {
     Vecs<T> v;
@@ -176,7 +177,8 @@ void one_row_max_bwd(const MergeGradArgs& a, int64_t batch, int64_t row, float* 
     const T* x = row_at<T>(a.x, a.x_stride, batch, token);
     T* dx = static_cast<T*>(a.dx) + (batch * a.tokens + token) * a.width;
     for (int64_t c = 0; c < a.width; ++c) {
-      const bool attains = taken[c] == 0 && to_float(x[c]) == plain[c];
+      const float value = to_float(x[c]);
+      const bool attains = taken[c] == 0 && (value == plain[c] || (value != value && plain[c] != plain[c]));
       taken[c] |= attains;
       dx[c] = attains ? dy[c] : T{};
     }

@@ -8,7 +8,9 @@
 namespace saccade::cpu {
 namespace {
 
-bool is_candidate(const MergePlanArgs& a, int64_t i) { return a.target[i] >= 0 && a.score[i] >= a.threshold; }
+bool is_candidate(const MergePlanArgs& a, int64_t i) {
+  return a.target[i] >= 0 && a.target[i] < a.tokens && a.score[i] >= a.threshold;
+}
 
 }  // namespace
 

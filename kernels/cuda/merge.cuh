@@ -65,6 +65,10 @@ template <typename T, int kAccess, bool kPick>
 __device__ __forceinline__ Gathered<T::kVector> gather_chunk(const MergeSource<T>& from, const int32_t* members,
                                                              int length) {
   Gathered<T::kVector> all = nothing_gathered<T::kVector, kPick>();
+  if (from.count == 0 && from.weight == nullptr) {  // nothing to read
+    all.total = static_cast<float>(length);
+    return all;
+  }
 #pragma unroll 1
   for (int first = 0; first < length; first += kMergeUnroll) {
     int32_t token[kMergeUnroll];

@@ -12,6 +12,7 @@ namespace saccade {
 
 constexpr int kSimilarityThreads = 256;
 constexpr int kSimilarityUnroll = 2;
+constexpr int kSums = 2 * kSimilarityUnroll;  // that a lane keeps of each product: short sums err less
 
 struct SimilarityPlan {
   int32_t lanes;        // of a row
@@ -34,7 +35,9 @@ __global__ void __launch_bounds__(kSimilarityThreads)
   const Bits* x = static_cast<const Bits*>(args.x) + batch * args.x_stride[0] + row * args.x_stride[1];  // [C]
   const Bits* y = static_cast<const Bits*>(args.y) + batch * args.y_stride[0] + row * args.y_stride[1];  // [C]
 
-  float dot = 0.0f, xx = 0.0f, yy = 0.0f;
+  float dots[kSums], xxs[kSums], yys[kSums];
+#pragma unroll
+  for (int s = 0; s < kSums; ++s) dots[s] = xxs[s] = yys[s] = 0.0f;
 #pragma unroll 1
   for (int64_t first = lane * kVector; exists && first < args.channels;
        first += kSimilarityUnroll * plan.lanes * kVector) {
@@ -53,15 +56,16 @@ __global__ void __launch_bounds__(kSimilarityThreads)
       unpack<T>(raw_y[u], b);
 #pragma unroll
       for (int i = 0; i < kVector; ++i) {
-        dot = fmaf(a[i], b[i], dot);
-        xx = fmaf(a[i], a[i], xx);
-        yy = fmaf(b[i], b[i], yy);
+        const int s = u * 2 + i % 2;
+        dots[s] = fmaf(a[i], b[i], dots[s]);
+        xxs[s] = fmaf(a[i], a[i], xxs[s]);
+        yys[s] = fmaf(b[i], b[i], yys[s]);
       }
     }
   }
-  dot = lane_sum(dot, plan.lanes);
-  xx = lane_sum(xx, plan.lanes);
-  yy = lane_sum(yy, plan.lanes);
+  const float dot = lane_sum((dots[0] + dots[1]) + (dots[2] + dots[3]), plan.lanes);
+  const float xx = lane_sum((xxs[0] + xxs[1]) + (xxs[2] + xxs[3]), plan.lanes);
+  const float yy = lane_sum((yys[0] + yys[1]) + (yys[2] + yys[3]), plan.lanes);
   if (!exists || lane != 0) return;
   const bool finite = xx < INFINITY && yy < INFINITY;  // also false for NaN
   args.out[batch * args.tokens + row] = finite ? dot * reciprocal_norm(xx) * reciprocal_norm(yy) : NAN;

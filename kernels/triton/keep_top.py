@@ -35,7 +35,7 @@ def block(tokens: int) -> int:
 
 def warps(tokens: int) -> int:
     """Warps for such a tile."""
-    return max(4, block(tokens) // 512)
+    return max(4, block(tokens) // 256)
 
 
 def keep_top(scores, k):

@@ -13,7 +13,7 @@ from saccade._triton import launch, matrix
 from saccade._triton.keep_top import block, warps
 from saccade._triton.match import tiles
 from saccade._triton.matrix import row_square
-from saccade._triton.products import block_k, held_block, products
+from saccade._triton.products import held_block, products
 from saccade._triton.select import NEAREST, is_chosen, load_keys, select_cut
 from saccade._triton.tile import program
 
@@ -90,7 +90,7 @@ def knn_density(x, k):
         return out
     x, align = matrix.summed(x)
     square = torch.empty_like(out)
-    rows, config = matrix.blocks(channels), tiles(x.element_size())
+    rows, config = matrix.blocks(channels), tiles(channels, x.element_size())
     pitch = -(-tokens // PITCH.value)
     block_a, block_b = config["BLOCK_A"], config["BLOCK_B"]
     inner = max(1, WORKSPACE // (batch * pitch * PITCH.value * block_a)) * block_a
@@ -108,7 +108,7 @@ def knn_density(x, k):
             count, blocks = -(-part["inner_rows"] // block_a), -(-tokens // block_b)
             knn_density_distances_kernel[(batch * count * blocks,)](
                 x, square, distance, **part, tiles=count, blocks=blocks, **places,
-                C=channels, ALIGN=align, BLOCK_K=block_k(channels, x.element_size()), **config, **matrix.OPTIONS,
+                C=channels, ALIGN=align, **config, **matrix.OPTIONS,
             )  # fmt: skip
             knn_density_mean_kernel[(batch * part["inner_rows"],)](
                 square, distance, out, **part, k=k, C=channels, BLOCK=block(tokens), num_warps=warps(tokens), **matrix.OPTIONS,

@@ -64,6 +64,9 @@ def test_inside_the_budget(source: str, kernel: str, measured: dict[str, dict[st
     assert not wrong, "\n".join(wrong)
 
 
+SUMS = ("rope_freq_grad_kernel", "row_similarity_kernel", "prompt_pool3d_bwd_window_kernel")  # results of one number
+
+
 def is_vectorised(kernel: str) -> bool:
     """16-byte accesses: access width 4 of float32 or 8 of the 16-bit types, and the row kernels."""
     return bool(re.search(r"<(Float32, 4|B?Float16, 8)\b", kernel)) or "_row_kernel" in kernel
@@ -77,7 +80,7 @@ def test_vectorised_kernels_move_16_bytes_at_a_time(
         loads = [name for name in usage.sass if name.startswith("LDG") and "128" in name.split(".")]
         stores = [name for name in usage.sass if name.startswith("STG") and "128" in name.split(".")]
         assert loads, f"{kernel} on sm_{arch} has no LDG.E.128"
-        assert stores or source == "rope_freq_grad", f"{kernel} on sm_{arch} has no STG.E.128"
+        assert stores or kernel.split("<")[0] in SUMS, f"{kernel} on sm_{arch} has no STG.E.128"
 
 
 @pytest.mark.parametrize(("source", "kernel"), [k for k in KERNELS if k[0] == "apply_rope"])

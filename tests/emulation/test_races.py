@@ -11,6 +11,7 @@ from emulation.cuda_emulator import compile_op
 
 OPS = ["apply_rope", "qk_norm_rope", "qk_norm_rope_bwd", "rope_freq_grad"]
 OPS += ["match", "merge_plan", "keep_top", "knn_density"]
+OPS += ["merge", "merge_bwd", "unmerge", "prompt_pool3d", "prompt_pool3d_bwd", "row_similarity"]
 
 
 def watch(op: str, *flags: str, sanitizer: str = "thread") -> subprocess.CompletedProcess[str]:
@@ -44,6 +45,10 @@ def test_no_data_race(op: str) -> None:
         ("merge_plan", "PLAN"),
         ("keep_top", "SELECT"),
         ("knn_density", "KNN"),
+        ("merge", "CHUNK"),
+        ("prompt_pool3d", "STAGE"),
+        ("prompt_pool3d", "POOL"),
+        ("prompt_pool3d_bwd", "DOT"),
     ],
 )
 def test_a_missing_barrier_is_a_data_race(op: str, barrier: str) -> None:

@@ -22,7 +22,7 @@ from saccade.swap import SwapRefused, merge_tokens  # noqa: E402
 from saccade.swap import timm as swap  # noqa: E402
 from saccade.swap.timm import restore  # noqa: E402
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 from merge.tome_oracle import Oracle  # noqa: E402
 
 
@@ -155,7 +155,8 @@ def test_features_keep_their_order_or_toMes():
             split = model.forward_features(x)
         with merge_tokens(model, [4]):
             by_place = model.forward_features(x)
-    assert torch.equal(split[:, 0], by_place[:, 0]) and not torch.equal(split[:, 1:], by_place[:, 1:])
+    torch.testing.assert_close(split[:, 0], by_place[:, 0], rtol=1e-10, atol=1e-10)
+    assert not torch.allclose(split, by_place)
     torch.testing.assert_close(split.sum(1), by_place.sum(1), rtol=1e-10, atol=1e-10)
 
 
@@ -166,8 +167,8 @@ def test_r_0_changes_no_bit(variant):
         stock, features = model(x), model.forward_features(x)
         with merge_tokens(model, 0):
             assert torch.equal(model(x), stock) and torch.equal(model.forward_features(x), features)
-        with merge_tokens(model, [0, 0, 0, 3]):
-            assert not torch.equal(model(x), stock) or variant in ("plain",)
+        with merge_tokens(model, [0, 0, 3, 0]):
+            assert not torch.equal(model(x), stock)
 
 
 # ---- what else runs --------------------------------------------------------------------------------------------------------
@@ -229,12 +230,11 @@ def test_low_precision_and_autocast(dtype):
 
 
 def test_compiled_whole():
-    for options in ({}, {"global_pool": "avg", "reg_tokens": 2}):
-        model, x = make(**options), images()
-        with torch.no_grad(), merge_tokens(model, 3):
-            torch._dynamo.reset()
-            compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-            torch.testing.assert_close(compiled(x), model(x), rtol=1e-5, atol=1e-5)
+    model, x = make(global_pool="avg", reg_tokens=2, depth=2), images()
+    with torch.no_grad(), merge_tokens(model, [4, 100]):
+        torch._dynamo.reset()
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(x), model(x), rtol=1e-5, atol=1e-5)
 
 
 def test_a_batch_does_not_change_its_samples(model):
@@ -273,6 +273,26 @@ def test_a_mask_is_refused_and_stale_sizes_are_seen():
         assert vars(model)[swap._STATE].size is None
 
 
+def test_the_benchmark_measures_and_judges(monkeypatch):
+    from bench import timm_vit
+    from bench.timing import Effort
+
+    assert timm_vit.amounts(197, 12) == [4, 8, 13] and timm_vit.amounts(197, 24) == [4, 8]
+    assert timm_vit.amounts(577, 24) == [4, 8, 13]
+    tiny = make(img_size=112, depth=2)
+    monkeypatch.setattr(timm, "create_model", lambda name: tiny)
+    results = timm_vit.measure("tiny", 1, "cpu", Effort(0.0, least=2), None)
+    assert [(r.r, r.tokens_out, r.status, r.n) for r in results] == [
+        (0, 50, "ok", 2), (4, 42, "ok", 2), (8, 34, "ok", 2), (13, 24, "ok", 2)
+    ]  # fmt: skip
+    assert "forward" not in vars(tiny) and all(len(timm_vit.row(r)) == len(timm_vit.HEADINGS) for r in results)
+    judged = [timm_vit.Result("m", 1, 8, 9, 5, ms=1.0, ideal=2.0, measured=m) for m in (1.9, 1.7)]
+    assert [c.ok for c in timm_vit.checks([*judged, timm_vit.Result("m", 1, 0, 9, 9)])] == [True, False]
+    lame = timm_vit.Result("m", 1, 4, 9, 5, ms=1.0, ideal=1.05, measured=0.97)
+    assert timm_vit.checks([lame])[0].ok is False and "1.000x" in timm_vit.checks([lame])[0].wanted
+    assert timm_vit.checks([timm_vit.Result("m", 1, 4, 9, 5, reason="wrong")])[0].ok is None
+
+
 # ---- in and out ------------------------------------------------------------------------------------------------------------
 def attributes(model):
     return [(name, id(m), [(k, id(v)) for k, v in vars(m).items()]) for name, m in model.named_modules()]
@@ -304,8 +324,8 @@ def test_models_are_independent(model):
     merge_tokens(model, 3)
     with torch.no_grad():
         assert other.forward_features(x).shape[1] == 26
-        merge_tokens(other, 6)
-        assert (model.forward_features(x).shape[1], other.forward_features(x).shape[1]) == (14, 7)
+        merge_tokens(other, 5)
+        assert (model.forward_features(x).shape[1], other.forward_features(x).shape[1]) == (14, 6)
         restore(other)
         assert (model.forward_features(x).shape[1], other.forward_features(x).shape[1]) == (14, 26)
         twin = copy.deepcopy(model)

@@ -68,6 +68,13 @@ def test_a_schedule_brings_its_protected_tokens():
     assert torch.equal(merger(tokens())[0][:, :3], tokens()[:, :3])
 
 
+def test_an_index_outside_of_the_schedule():
+    merger = TokenMerger(MergeSchedule.constant(2, 3))
+    for index in (-1, 3):
+        with pytest.raises(ValueError, match=f"index: the schedule has entries 0 to 2, got {index}"):
+            merger(tokens(), index=index)
+
+
 def test_modes_pass_through():
     x = tokens()
     for mode in ("mean", "sum", "max", "replace"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,7 +18,7 @@ def check_alone(impl, x, bounds, r, **kw):
     check_plan(plan)
     row = 0
     assert plan.cu_rows.dtype == torch.int32 and int(plan.cu_rows[0]) == 0
-    for i, (a, b) in enumerate(zip(bounds, bounds[1:], strict=False)):
+    for i, (a, b) in enumerate(itertools.pairwise(bounds)):
         alone = M.match(x[:, a:b], r, impl=impl, **kw)
         assert int(plan.cu_rows[i]) == row
         shift = lambda t, by: torch.where(t >= 0, t + by, t)  # noqa: E731

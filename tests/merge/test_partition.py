@@ -120,10 +120,10 @@ def test_random_bits_are_fair():
         assert (mix(cells, seed, 0) >= 0).all() and mix(17, seed, 5) == int(mix(torch.tensor([17]), seed, 5))
 
 
-def test_step_and_seed_do_not_change_what_is_compiled_in():
-    """The counter is part of the format: plans of a seed stay the same from release to release."""
-    assert mix(torch.arange(4), 3, 2).tolist() == [mix(i, 3, 2) for i in range(4)]
-    assert M.Random(4, seed=1).lists(16, CPU)[1][0].tolist() == M.Random(4, seed=1).lists(16, CPU)[1][0].tolist()
+def test_random_bits_stay():
+    """The plans of a seed stay the same from release to release, and on every device."""
+    assert mix(torch.arange(4), 3, 2).tolist() == [1884830286, 1994324310, 1954214532, 1754822641]
+    assert mix(5, 2**40, 7) == 1965714672
 
 
 WINDOWS = {

@@ -15,18 +15,18 @@ class Oracle:
     """
 
     def __init__(self, metric, r, src, dst, protected=(), rows="sorted", distill=False):
-        metric = metric.double()
+        metric = metric.detach().double()
         self.tokens = metric.shape[0]
+        length = (metric * metric).sum(-1).sqrt()
+        scores = ((metric[:, None] * metric[None]).sum(-1) / (length[:, None] * length[None])).tolist()
         best = {}
         for i in src:
             best[i] = (-math.inf, None)
             for j in dst:
                 if i in protected or j in protected:
                     continue
-                a, b = metric[i], metric[j]
-                s = float(a @ b) / (math.sqrt(float(a @ a)) * math.sqrt(float(b @ b)))
-                if s > best[i][0]:
-                    best[i] = (s, j)
+                if scores[i][j] > best[i][0]:
+                    best[i] = (scores[i][j], j)
         ranked = sorted(src, key=lambda i: (-best[i][0], i))
         self.edges = [(i, best[i][1]) for i in ranked[:r]]
         self.scores = {i: best[i][0] for i, _ in self.edges}

@@ -87,7 +87,7 @@ struct Storage {
   static constexpr int kAccess = kElements;
 };
 
-// start(Storage<T, kAccess>) for the narrowest kernel that may read such memory; `refusal` where there is none.
+// start(Storage<T, kAccess>) for a dtype and the access width that Alignment found; `refusal` where there is no kernel.
 template <typename Start>
 const char* with_storage(Dtype dtype, int access, const char* refusal, Start start) {
   switch (dtype) {

@@ -14,12 +14,13 @@ from torch.nn.functional import adaptive_avg_pool2d
 from saccade import merge
 from saccade.demo import measure
 from saccade.demo.checks import Check
-from saccade.demo.merging_presets import PRESETS, SHARES, Made, Patches, tome_plan
+from saccade.demo.merging_presets import PRESETS, SHARES, Made, Patches, Preset, tome_plan
 from saccade.demo.patches import fit, resize
 
-__all__ = ["COLUMNS", "Point", "Study", "patches_of", "study"]
+__all__ = ["COLUMNS", "TIMED", "UNIT", "Point", "Study", "Timed", "patches_of", "study"]
 
 COLUMNS = (1.0, 0.5, 0.25, 0.1)  # kept ratios that are drawn
+TIMED = 0.25  # kept ratio of the table
 _PATCH = 14
 _MOST_PATCHES = 2880  # of all frames
 _COLOURS = 4  # a patch is compared by its 4 x 4 mean colours
@@ -31,12 +32,28 @@ UNIT = (
 
 @dataclass(frozen=True)
 class Point:
-    """One preset at one number of rows; seconds are medians on this machine."""
+    """One preset at one number of rows."""
 
     preset: str
     made: Made
     ratio: float
     error: float
+
+    @property
+    def kept(self) -> int:
+        """Tokens kept."""
+        return self.made.rows
+
+    def to_dict(self) -> dict[str, Any]:
+        """For result.json."""
+        return {"preset": self.preset, "kept": self.kept, "ratio": self.ratio, "error": self.error}
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A point with median seconds on this machine."""
+
+    point: Point
     match: float
     merge: float
     unmerge: float
@@ -44,7 +61,11 @@ class Point:
     def to_dict(self) -> dict[str, Any]:
         """For result.json."""
         times = {"match_ms": self.match * 1e3, "merge_ms": self.merge * 1e3, "unmerge_ms": self.unmerge * 1e3}
-        return {"preset": self.preset, "kept": self.made.rows, "ratio": self.ratio, "error": self.error, **times}
+        return {**self.point.to_dict(), **times}
+
+
+def _near(points: list[Point], ratio: float) -> Point:
+    return min(points, key=lambda p: abs(p.ratio - ratio))
 
 
 @dataclass(frozen=True)
@@ -53,12 +74,14 @@ class Study:
 
     Args:
         frames: uint8 [T, H, W, 3], as they were cut into patches.
-        columns: what ToMe made at each of `COLUMNS`, with its error.
+        points: of all presets, by falling number of rows.
+        timed: for each preset, the point nearest to `TIMED`.
     """
 
     patches: Patches
     frames: NDArray[np.uint8]
     points: list[Point]
+    timed: list[Timed]
     checks: list[Check]
 
     def of(self, preset: str) -> list[Point]:
@@ -67,13 +90,13 @@ class Study:
 
     def near(self, preset: str, ratio: float) -> Point:
         """The point of a preset that is nearest to a kept ratio."""
-        return min(self.of(preset), key=lambda p: abs(p.ratio - ratio))
+        return _near(self.of(preset), ratio)
 
     def to_dict(self) -> dict[str, Any]:
         """For result.json."""
         frames, rows, columns = self.patches.grid
         about = {"frames": frames, "grid": [rows, columns], "patch": self.patches.patch, "tokens": self.patches.count}
-        return {**about, "error_unit": UNIT, "curve": [p.to_dict() for p in self.points]}
+        return {**about, "error_unit": UNIT, "curve": [p.to_dict() for p in self.points], "times": [t.to_dict() for t in self.timed]}
 
 
 def patches_of(frames: NDArray[np.uint8]) -> tuple[Patches, NDArray[np.uint8]]:
@@ -88,7 +111,7 @@ def patches_of(frames: NDArray[np.uint8]) -> tuple[Patches, NDArray[np.uint8]]:
     colours = adaptive_avg_pool2d(blocks.flatten(0, 2), _COLOURS).flatten(1)
     metric = colours - colours.mean(0)
     # One entry that all patches share: without it cosine would not tell a pale patch from a strong one of the same colours.
-    lift = metric.square().sum(1).mean().sqrt().clamp(min=1e-3)
+    lift = 2 * metric.square().sum(1).mean().sqrt().clamp(min=1e-3)
     metric = torch.cat((metric, lift.expand(len(metric), 1)), 1)[None]
     return Patches(pixels, metric, (count, h, w), _PATCH), small.permute(0, 2, 3, 1).contiguous().numpy()
 
@@ -103,12 +126,23 @@ def _spread(pixels: torch.Tensor) -> float:
     return max(float(distance.square().mean().sqrt()), 1 / 255)
 
 
-def _point(name: str, make: Callable[[], Made], patches: Patches, spread: float) -> Point:
-    made = make()
-    y = made.merge(patches.pixels)
-    error = _error(made.unmerge(y), patches.pixels, spread)
-    calls: list[Callable[[], Any]] = [make, lambda: made.merge(patches.pixels), lambda: made.unmerge(y)]
-    return Point(name, made, made.rows / patches.count, error, *measure.time_calls(calls, budget=0.0, least=3))
+def _points(preset: Preset, patches: Patches, spread: float) -> list[Point]:
+    points: list[Point] = []
+    for share in SHARES:
+        made = preset.make(patches, patches.rows(share))
+        if made is None or made.rows in {p.kept for p in points}:
+            continue
+        error = _error(made.unmerge(made.merge(patches.pixels)), patches.pixels, spread)
+        points.append(Point(preset.name, made, made.rows / patches.count, error))
+    return points
+
+
+def _timed(preset: Preset, patches: Patches, points: list[Point]) -> Timed:
+    point = _near(points, TIMED)
+    x, rows = patches.pixels, patches.rows(TIMED) if len(points) > 1 else patches.count
+    y = point.made.merge(x)
+    calls = [lambda: preset.make(patches, rows), lambda: point.made.merge(x), lambda: point.made.unmerge(y)]
+    return Timed(point, *measure.time_calls(calls, budget=0.2))
 
 
 def _checks(patches: Patches, points: list[Point]) -> list[Check]:
@@ -132,15 +166,10 @@ def _checks(patches: Patches, points: list[Point]) -> list[Check]:
 def study(frames: NDArray[np.uint8], advance: Callable[[], None] = lambda: None) -> Study:
     """Every preset at all kept ratios that it can reach; `advance` is called after each preset."""
     patches, small = patches_of(frames)
-    spread, points = _spread(patches.pixels), list[Point]()
+    spread, points, timed = _spread(patches.pixels), list[Point](), list[Timed]()
     for preset in PRESETS:
-        seen = set[int]()
-        for share in SHARES:
-            rows = patches.rows(share)
-            made = preset.make(patches, rows)
-            if made is None or made.rows in seen:
-                continue
-            seen.add(made.rows)
-            points.append(_point(preset.name, lambda p=preset, n=rows: p.make(patches, n), patches, spread))
+        found = _points(preset, patches, spread)
+        points += found
+        timed.append(_timed(preset, patches, found))
         advance()
-    return Study(patches, small, points, _checks(patches, points))
+    return Study(patches, small, points, timed, _checks(patches, points))

@@ -84,9 +84,11 @@ class Preset:
     make: Callable[[Patches, int], Made | None]
 
 
-def _identity(tokens: int) -> MergePlan:
-    """What a merger makes of r = 0."""
-    return merge.TokenMerger(0).match(torch.zeros(1, tokens, 1))
+def _identity(samples: int, tokens: int) -> MergePlan:
+    """Nothing is merged."""
+    target = torch.full((samples, tokens), -1)
+    plan: MergePlan = merge.build_plan(target.float(), target, r=0)
+    return plan
 
 
 def _planned(plan: MergePlan, mode: Any = "mean") -> Made:
@@ -114,13 +116,13 @@ def _gathered(rows: int, row_of: torch.Tensor, forth: Callable[[torch.Tensor], t
 def tome_plan(metric: torch.Tensor, stops: list[int]) -> tuple[MergePlan, torch.Tensor]:
     """Rounds of ToMe down to the last of the falling `stops`, as one plan, and the sizes that the rounds carried along.
 
-    A round merges an eighth of what is there, as the layers of a tower do, and none steps over a stop: so the groups at one stop are
-    unions of those at the stop before, and the error can only grow.
+    A round merges at most a quarter of what is there (a half is all that it can), and none steps over a stop: so the groups at one
+    stop are unions of those at the stop before, and the error can only grow.
     """
-    x, size, plan = metric, torch.ones(1, metric.shape[1], 1), _identity(metric.shape[1])
+    x, size, plan = metric, torch.ones(1, metric.shape[1], 1), _identity(1, metric.shape[1])
     for stop in stops:
         while x.shape[1] > stop:
-            r = min(x.shape[1] - stop, max(x.shape[1] // 8, 1))
+            r = min(x.shape[1] - stop, max(x.shape[1] // 4, 1))
             x, size, own = merge.tome(r, class_token=False)(x, size=size)
             plan = compose(plan, own)
     return plan, size
@@ -145,7 +147,7 @@ def _auroracap(patches: Patches, rows: int) -> Made:
     """Every frame by itself, the same r in all layers of the schedule."""
     frames, h, w = patches.grid
     tower = merge.auroracap(rows / patches.count, _LAYERS, (h, w), class_token=False)
-    merger, plan = tower.merger(), _identity(h * w)
+    merger, plan = tower.merger(), _identity(frames, h * w)
     x, size = patches.metric.view(frames, h * w, -1), torch.ones(frames, h * w, 1)
     for layer in range(_LAYERS):
         x, size, own = merger(x, size=size, index=layer)
@@ -160,7 +162,7 @@ def _vidtome(patches: Patches, rows: int) -> Made | None:
         return None
     merger = merge.vidtome(patches.grid[0], local_ratio=merged / max(sources, 1))
     plan = merger(patches.metric)[1]
-    return _planned(_identity(patches.count) if plan.within is None else plan.within, plan.mode)
+    return _planned(_identity(1, patches.count) if plan.within is None else plan.within, plan.mode)
 
 
 def _framefusion(patches: Patches, rows: int) -> Made | None:
@@ -208,11 +210,11 @@ def _ppllava(patches: Patches, rows: int) -> Made | None:
 
 
 PRESETS = (
-    Preset("tome", "rounds of ToMe over all frames at once, means weighted by size", _tome),
-    Preset("auroracap", "the same r in every layer, each frame by itself", _auroracap),
-    Preset("tomesd", "one destination in each cell of 2 x 2 patches (4 x 4 below 25 %), anywhere in the clip", _tomesd),
-    Preset("vidtome", "into one frame, whose patches stand for those merged", _vidtome),
-    Preset("framefusion", "runs of alike patches at one place, to their mean", _framefusion),
-    Preset("evs", "patches that change least are dropped, and shown as the last one kept there", _evs),
-    Preset("ppllava", "windows of the grid to their mean, whatever they hold (no prompt here)", _ppllava),
+    Preset("tome", "rounds over all frames at once; means weighted by size", _tome),
+    Preset("auroracap", "each frame by itself, the same r in each of 12 layers", _auroracap),
+    Preset("tomesd", "into one patch of each 2 x 2 cell (4 x 4 below 25 %)", _tomesd),
+    Preset("vidtome", "into one frame, whose patches stand for what they took in", _vidtome),
+    Preset("framefusion", "runs at one place over time, to their mean", _framefusion),
+    Preset("evs", "what changes least is dropped: the last one kept there stays on", _evs),
+    Preset("ppllava", "windows of the grid, to their mean (here without a prompt)", _ppllava),
 )

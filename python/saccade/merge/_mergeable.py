@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from typing import Any
 
 import torch
 
 from saccade.merge._protect import first_tokens
-from saccade.merge.partition import Index, Partition
+from saccade.merge.partition import Index, Partition, Strided
 
 CPU = torch.device("cpu")
 
@@ -31,15 +33,30 @@ def count(src: torch.Tensor, dst: torch.Tensor, ranges: torch.Tensor | None, mas
     return (own & (within > 0)).sum(1)
 
 
+def free_sources(partition: Strided, tokens: int, places: tuple[int, ...]) -> int:
+    """The same for a `Strided` partition without a window, by arithmetic: lengths may be symbols of a compiler."""
+    destinations = partition.destinations(tokens)
+    grouped = destinations * partition.k
+    taken = sum(1 for p in places if p < grouped and p % partition.k == partition.k - 1)
+    return 0 if taken == destinations else partition.sources(tokens) - (len(places) - taken)
+
+
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def count_places(partition: Partition, tokens: int, window: Any, places: tuple[int, ...]) -> int:
     """The same from positions that the host knows: nothing is read from a device, and a compiler sees a number."""
-    if isinstance(partition, Index) and not partition.on_host:
-        return partition.sources(tokens)
+    if not isinstance(partition, Index):
+        return _remembered(partition, tokens, tuple(window) if isinstance(window, list) else window, places)
+    return _count_places(partition, tokens, window, places) if partition.on_host else partition.sources(tokens)
+
+
+def _count_places(partition: Partition, tokens: int, window: Any, places: tuple[int, ...]) -> int:
     mask = first_tokens(0, tokens, CPU)
     mask[:, list(places)] = True
     ranges = None if window is None else partition.ranges(tokens, window, CPU)
     return int(count(*partition.lists(tokens, CPU), ranges, mask).min())
+
+
+_remembered = functools.lru_cache(maxsize=64)(_count_places)
 
 
 def mergeable(
@@ -55,8 +72,10 @@ def mergeable(
     times = samples if whole_batch else 1
     if not partition.destinations(tokens):
         return 0
+    if places and window is None and isinstance(partition, Strided):
+        return times * free_sources(partition, tokens, places)
     if places:
-        fewest: int = count_places(partition, tokens, window, places)
+        fewest: int = count_places(partition, operator.index(tokens), window, places)  # a symbol becomes a number
         return times * fewest
     lists_on_host = not isinstance(partition, Index) or partition.on_host
     if mask is None or mask.device.type != "cpu" or not lists_on_host or torch.compiler.is_compiling():

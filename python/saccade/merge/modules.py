@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -125,6 +126,8 @@ class TokenMerger(nn.Module):
         """Tokens to merge of each sample at `index`, after the cut; None for no limit."""
         given = self.amount
         if isinstance(given, MergeSchedule):
+            if not 0 <= index < len(given.amounts):
+                raise ValueError(f"index: the schedule has entries 0 to {len(given.amounts) - 1}, got {index}")
             given = given.amounts[index]
         if given is None:
             return None
@@ -198,7 +201,8 @@ class TokenMerger(nn.Module):
         protect: Any = self.protect
         if self.clamp and type(partition) is Alternate and _counts(protect) and protect:
             # As a mask: `match` counts that exactly or not at all, while of a number it takes all for sources where it reads no mask.
-            protect = torch.arange(metric.shape[-2], device=metric.device) < protect
+            make = _first.__wrapped__ if torch.compiler.is_compiling() else _first
+            protect = make(protect, metric.shape[-2], metric.device)
         plan = match(
             metric,
             None if r is None else r * samples,
@@ -219,6 +223,12 @@ class TokenMerger(nn.Module):
 def _counts(protect: Any) -> bool:
     """Whether `protect` is a number of first tokens."""
     return protect is None or (isinstance(protect, int) and not isinstance(protect, bool))
+
+
+@functools.lru_cache(maxsize=256)
+def _first(count: int, tokens: int, device: torch.device) -> torch.Tensor:
+    """Mask [N] of the first tokens, made once: layers ask for the same ones in every forward."""
+    return torch.arange(tokens, device=device) < count
 
 
 def _identity(tokens: int, device: torch.device) -> MergePlan:

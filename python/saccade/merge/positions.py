@@ -34,6 +34,8 @@ def merge_positions(
         tensor([1, 2, 3])
     """
     choice(how, "how", ("destination", "first", "mean"))
+    if not isinstance(plan, MergePlan):
+        raise TypeError(f"plan: expected a MergePlan, got {type(plan).__name__}")
     if not isinstance(positions, torch.Tensor):
         raise TypeError(f"positions: expected a tensor [N], [A, N] or [A, B, N], got {type(positions).__name__}")
     if positions.ndim not in (1, 2, 3) or positions.shape[-1] != plan.tokens:

@@ -1,0 +1,211 @@
+"""`python -m bench.timm_vit`: whole ViTs of timm with merged tokens beside the same models without.
+
+The ideal is the ratio of the blocks' FLOPs (`MergeSchedule.flops_ratio`), which counts neither the matching nor the patch embedding;
+measured over ideal says how much of it arrives. Weights are random: tokens of noise merge as fast as those of pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench import environment, report
+from bench.cases import Call, Check
+from bench.timing import CudaTimer, Effort, time_cpu
+from saccade.swap.timm import merge_tokens
+
+HERE = Path(__file__).parent
+MODELS = ("vit_base_patch16_224", "vit_base_patch16_384", "vit_large_patch16_224", "vit_large_patch16_384")
+AMOUNTS = (4, 8, 13)
+WANTED = 0.9
+HEADINGS = ("model", "batch", "r", "tokens", "ms", "p20..p80", "stock ms", "ideal", "measured", "of ideal", "note")
+
+
+@dataclass
+class Result:
+    """One model, batch and r; r = 0 is the model as it is."""
+
+    model: str
+    batch: int
+    r: int
+    tokens_in: int
+    tokens_out: int
+    ms: float | None = None
+    p20: float | None = None
+    p80: float | None = None
+    n: int = 0
+    stock_ms: float | None = None
+    ideal: float | None = None
+    measured: float | None = None
+    of_ideal: float | None = None
+    status: str = "ok"
+    reason: str = ""
+
+
+def twin(model: torch.nn.Module) -> torch.nn.Module:
+    """A second model over the same weights."""
+    shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, shared)
+
+
+def amounts(tokens: int, layers: int) -> list[int]:
+    """r of each run: those of `AMOUNTS` that every layer can merge, else the most that it can."""
+    most = (tokens - 2) // layers
+    return list(dict.fromkeys(min(r, most) for r in AMOUNTS))
+
+
+@torch.inference_mode()
+def problem(stock: torch.nn.Module, merged: torch.nn.Module, x: torch.Tensor, tokens: int) -> str:
+    """Why the merged model's times would not count, or nothing: the gate."""
+    reference = stock(x)
+    out = merged(x)
+    features = merged.forward_features(x)  # type: ignore[operator]
+    if features.shape[1] != tokens:
+        return f"{features.shape[1]} tokens are left, the schedule says {tokens}"
+    if not out.isfinite().all() or torch.equal(out, reference):
+        return "the logits are not finite, or those of the stock model"
+    same = twin(stock)
+    with merge_tokens(same, 0):
+        return "" if torch.equal(same(x), reference) else "r = 0 changes bits of the logits"
+
+
+def measure(name: str, batch: int, device: str, effort: Effort, timer: CudaTimer | None) -> list[Result]:
+    """Stock and all r of one model and batch, interleaved."""
+    import timm
+
+    torch.manual_seed(0)
+    dtype = torch.float32 if device == "cpu" else torch.float16
+    stock = timm.create_model(name).eval().to(device, dtype)
+    edge = stock.patch_embed.img_size[0]
+    x = torch.randn(batch, 3, edge, edge, generator=torch.Generator().manual_seed(1)).to(device, dtype)
+    tokens = stock.patch_embed.num_patches + stock.num_prefix_tokens
+    results, calls = [Result(name, batch, 0, tokens, tokens)], [stock]
+    for r in amounts(tokens, len(stock.blocks)):
+        model = twin(stock)
+        schedule = merge_tokens(model, r).schedule
+        left = schedule.tokens(tokens)[-1]
+        ideal = 1 / schedule.flops_ratio(tokens, width=stock.embed_dim)
+        result = Result(name, batch, r, tokens, left, ideal=ideal)
+        result.reason = problem(stock, model, x[:1], left)
+        result.status = "wrong" if result.reason else "ok"
+        results.append(result)
+        calls.append(model)
+
+    def call(model: torch.nn.Module) -> Call:
+        run = torch.inference_mode()(lambda: model(x))
+        run()
+        return Call([run])
+
+    ready = [call(model) for model in calls]
+    samples = time_cpu(ready, effort) if timer is None else timer.time(ready, effort)
+    for result, sample in zip(results, samples, strict=True):
+        if result.status == "ok":
+            result.ms, result.p20, result.p80 = (sample.quantile(q) for q in (0.5, 0.2, 0.8))
+            result.n, result.stock_ms = len(sample.times), samples[0].quantile(0.5)
+            if result.ideal is not None:
+                result.measured = result.stock_ms / result.ms
+                result.of_ideal = result.measured / result.ideal
+    return results
+
+
+def row(result: Result) -> tuple[str, ...]:
+    """Cells of the table."""
+    form = lambda value, text: "" if value is None else text.format(value)  # noqa: E731
+    return (
+        result.model,
+        str(result.batch),
+        str(result.r),
+        f"{result.tokens_in} > {result.tokens_out}",
+        form(result.ms, "{:.2f}"),
+        "" if result.p20 is None else f"{result.p20:.2f}..{result.p80:.2f}",
+        form(result.stock_ms, "{:.2f}"),
+        form(result.ideal, "{:.3f}x"),
+        form(result.measured, "{:.3f}x"),
+        form(result.of_ideal, "{:.3f}"),
+        result.reason or ("stock" if result.r == 0 else ""),
+    )
+
+
+def checks(results: Sequence[Result]) -> list[Check]:
+    """At least 0.9 of the ideal, and never slower than stock."""
+    found = []
+    for r in results:
+        if r.r == 0:
+            continue
+        what = f"{r.model}, batch {r.batch}, r {r.r}"
+        wanted = max(WANTED * (r.ideal or 1.0), 1.0)
+        got = "" if r.measured is None else f"{r.measured:.3f}x"
+        found.append(
+            Check(what, got or r.reason, f">= {wanted:.3f}x", None if r.measured is None else r.measured >= wanted)
+        )
+    return found
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Options."""
+    parser = argparse.ArgumentParser(prog="python -m bench.timm_vit", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="ViT-B/16 at 224, batch 1, seconds; no thresholds")
+    parser.add_argument("--check", action="store_true", help="exit code 1 where a threshold fails")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads; default 2")
+    parser.add_argument("--model", action="append", choices=MODELS, help="may be repeated; default all")
+    parser.add_argument("--batch", action="append", type=int, help="may be repeated; default 1 and 8")
+    parser.add_argument("--seconds", type=float, help="measuring time for each model and batch")
+    parser.add_argument("--out", type=Path, default=HERE, help="folder for results/; default bench/ itself")
+    options = parser.parse_args(arguments)
+    if options.quick and options.check:
+        parser.error("--check needs the full sizes: leave out --quick")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: not run, torch finds no CUDA GPU here")
+    if options.threads < 1 or any(b < 1 for b in options.batch or ()):
+        parser.error("--threads, --batch: expected at least 1")
+    return options
+
+
+def save(path: Path, stamp: dict[str, Any], results: Sequence[Result], found: Sequence[Check]) -> None:
+    """Rewritten after every case, so that an interrupted run leaves what it has."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"stamp": stamp, "rows": [asdict(r) for r in results], "checks": [asdict(c) for c in found]}
+    path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0: done, and thresholds met where asked; 1: one failed, or a result was wrong; 2: bad usage."""
+    options = parse(arguments)
+    torch.set_num_threads(options.threads)
+    timer = CudaTimer() if options.device == "cuda" else None
+    stamp = environment.stamp()
+    run = stamp["time"].replace(":", "").replace("-", "").replace("+0000", "Z")
+    stem = "timm_vit-quick" if options.quick else "timm_vit"
+    path = options.out / "results" / environment.device_slug(options.device) / f"{stem}-{run}.json"
+    effort = Effort(options.seconds or (5.0 if options.quick else 40.0), least=3 if options.quick else 7)
+    models = options.model or (MODELS[:1] if options.quick else MODELS)
+    load = stamp["cpu"]["load"] or 0.0
+    if load > 0.5 * (stamp["cpu"]["cores"] or 1):
+        print(f"load {load:.1f} before the run: others use this machine, the timings are noise", file=sys.stderr)
+    results: list[Result] = []
+    for name in models:
+        for batch in options.batch or ((1,) if options.quick else (1, 8)):
+            print(f"{name}, batch {batch} ...", file=sys.stderr, flush=True)
+            new = measure(name, batch, options.device, effort, timer)
+            results += new
+            report.print_table(f"{name}, batch {batch}", HEADINGS, [row(r) for r in new])
+            save(path, stamp, results, ())
+    found = checks(results) if options.check else []
+    if found:
+        report.print_checks(found)
+    save(path, stamp, results, found)
+    print(f"wrote {path.relative_to(options.out)}")
+    return int(any(r.status != "ok" for r in results) or any(c.ok is not True for c in found))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
