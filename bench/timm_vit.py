@@ -1,7 +1,9 @@
 """`python -m bench.timm_vit`: whole ViTs of timm with merged tokens beside the same models without.
 
 The ideal is the ratio of the blocks' FLOPs (`MergeSchedule.flops_ratio`), which counts neither the matching nor the patch embedding;
-measured over ideal says how much of it arrives. Weights are random: tokens of noise merge as fast as those of pictures.
+measured over ideal says how much of it arrives. `free` is what the machine gives for these shapes: the same model with its last tokens
+cut off where it would merge, so matching, merging and bias cost nothing. Few tokens are slower each, and no merging is faster than that.
+Weights are random: tokens of noise merge as fast as those of pictures.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import argparse
 import copy
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +22,27 @@ import torch
 from bench import environment, report
 from bench.cases import Call, Check
 from bench.timing import CudaTimer, Effort, time_cpu
+from saccade.merge import MergeSchedule
 from saccade.swap.timm import merge_tokens
 
 HERE = Path(__file__).parent
 MODELS = ("vit_base_patch16_224", "vit_base_patch16_384", "vit_large_patch16_224", "vit_large_patch16_384")
 AMOUNTS = (4, 8, 13)
 WANTED = 0.9
-HEADINGS = ("model", "batch", "r", "tokens", "ms", "p20..p80", "stock ms", "ideal", "measured", "of ideal", "note")
+HEADINGS = (
+    "model",
+    "batch",
+    "r",
+    "tokens",
+    "ms",
+    "p20..p80",
+    "stock ms",
+    "ideal",
+    "free",
+    "measured",
+    "of ideal",
+    "note",
+)
 
 
 @dataclass
@@ -44,6 +60,7 @@ class Result:
     n: int = 0
     stock_ms: float | None = None
     ideal: float | None = None
+    free: float | None = None  # speed-up of cutting tokens off
     measured: float | None = None
     of_ideal: float | None = None
     status: str = "ok"
@@ -60,6 +77,20 @@ def amounts(tokens: int, layers: int) -> list[int]:
     """r of each run: those of `AMOUNTS` that every layer can merge, else the most that it can."""
     most = (tokens - 2) // layers
     return list(dict.fromkeys(min(r, most) for r in AMOUNTS))
+
+
+def cut(model: Any, schedule: MergeSchedule) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The model with as many tokens in each layer as merging leaves, and no merging."""
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        x = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(x))))
+        for block, left in zip(model.blocks, schedule.tokens(x.shape[1]), strict=True):
+            x = x + block.drop_path1(block.ls1(block.attn(block.norm1(x))))
+            x = x[:, :left].contiguous()
+            x = x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+        return model.forward_head(model.norm(x))  # type: ignore[no-any-return]
+
+    return run
 
 
 @torch.inference_mode()
@@ -87,7 +118,9 @@ def measure(name: str, batch: int, device: str, effort: Effort, timer: CudaTimer
     edge = stock.patch_embed.img_size[0]
     x = torch.randn(batch, 3, edge, edge, generator=torch.Generator().manual_seed(1)).to(device, dtype)
     tokens = stock.patch_embed.num_patches + stock.num_prefix_tokens
-    results, calls = [Result(name, batch, 0, tokens, tokens)], [stock]
+    results: list[Result] = [Result(name, batch, 0, tokens, tokens)]
+    calls: list[Callable[[torch.Tensor], Any]] = [stock]
+    frees: list[Callable[[torch.Tensor], Any]] = []
     for r in amounts(tokens, len(stock.blocks)):
         model = twin(stock)
         schedule = merge_tokens(model, r).schedule
@@ -98,15 +131,18 @@ def measure(name: str, batch: int, device: str, effort: Effort, timer: CudaTimer
         result.status = "wrong" if result.reason else "ok"
         results.append(result)
         calls.append(model)
+        frees.append(cut(stock, schedule))
 
-    def call(model: torch.nn.Module) -> Call:
+    def call(model: Callable[[torch.Tensor], Any]) -> Call:
         run = torch.inference_mode()(lambda: model(x))
         run()
         return Call([run])
 
-    ready = [call(model) for model in calls]
+    ready = [call(model) for model in (*calls, *frees)]
     samples = time_cpu(ready, effort) if timer is None else timer.time(ready, effort)
-    for result, sample in zip(results, samples, strict=True):
+    for result, sample in zip(results[1:], samples[len(results) :], strict=True):
+        result.free = samples[0].quantile(0.5) / sample.quantile(0.5)
+    for result, sample in zip(results, samples, strict=False):
         if result.status == "ok":
             result.ms, result.p20, result.p80 = (sample.quantile(q) for q in (0.5, 0.2, 0.8))
             result.n, result.stock_ms = len(sample.times), samples[0].quantile(0.5)
@@ -128,6 +164,7 @@ def row(result: Result) -> tuple[str, ...]:
         "" if result.p20 is None else f"{result.p20:.2f}..{result.p80:.2f}",
         form(result.stock_ms, "{:.2f}"),
         form(result.ideal, "{:.3f}x"),
+        form(result.free, "{:.3f}x"),
         form(result.measured, "{:.3f}x"),
         form(result.of_ideal, "{:.3f}"),
         result.reason or ("stock" if result.r == 0 else ""),

@@ -33,7 +33,7 @@ void one_panel(const KnnDensityArgs& a, const MatchScratch& s, int64_t batch, in
       const int64_t other = t * kTile + j;
       if (!(squares[other] - squares[other] == 0.0f)) continue;
       for (int i = 0; i < count; ++i) {
-        float d = squares[first + i] + squares[other] - 2.0f * p.dot[j][i / kLanes][i % kLanes];
+        float d = squares[first + i] + squares[other] - 2.0f * p[j][i / kLanes][i % kLanes];
         if (d < 0.0f || other == first + i) d = 0.0f;
         if (d < nearest[i * k + k - 1]) insert(nearest + i * k, k, d);
       }

@@ -25,14 +25,14 @@ struct Best {
 };
 
 template <bool kRanges>
-inline void reduce(const Products& p, const float* mul, const float* add, int32_t first, const VecI* from,
-                   const VecI* to, Best& best) {
-  VecF score[kTile][kPanelVecs], top[kPanelVecs] = {best.score[0], best.score[1]};
+__attribute__((always_inline)) inline void reduce(Products& score, const float* mul, const float* add, int32_t first,
+                                                  const VecI* from, const VecI* to, Best& best) {
+  VecF top[kPanelVecs] = {best.score[0], best.score[1]};
 #pragma GCC unroll 16
   for (int j = 0; j < kTile; ++j) {
     const VecF m = broadcast(mul[j]), a = broadcast(add[j]);
     for (int v = 0; v < kPanelVecs; ++v) {
-      VecF s = p.dot[j][v] * m + a;
+      VecF s = score[j][v] * m + a;
       if (kRanges) {
         const VecI at = VecI{} + (first + j);
         s = (at >= from[v]) & (at < to[v]) ? s : broadcast(kNone);
@@ -53,6 +53,7 @@ inline void reduce(const Products& p, const float* mul, const float* add, int32_
     for (int l = 0; l < kLanes; ++l) any |= better[l] != 0;
 #endif
     if (!any) continue;
+#pragma GCC unroll 16
     for (int j = 0; j < kTile; ++j) {
       const VecI wins = score[j][v] > best.score[v];
       best.score[v] = wins ? score[j][v] : best.score[v];
@@ -161,8 +162,10 @@ void one_panel(const MatchArgs& a, const MatchScratch& s, int64_t batch, int64_t
 }  // namespace
 
 void squares(const void* x, const int64_t (&stride)[2], int32_t channels, Dtype dtype, int64_t tokens, int64_t row,
-             float* out) {
-  SACCADE_BY_TYPE(dtype, *out = squared_norm(row_at<T>(x, stride, row / tokens, row % tokens), channels));
+             int64_t end, float* out) {
+  SACCADE_BY_TYPE(dtype, {
+    for (; row < end; ++row) out[row] = squared_norm(row_at<T>(x, stride, row / tokens, row % tokens), channels);
+  });
 }
 
 void match_pack(const MatchArgs& a, const MatchScratch& s, int64_t batch, int64_t tile) {

@@ -23,8 +23,8 @@ struct MatchScratch {
 
 struct MergeKernels {
   PanelShape shape;
-  void (*squares)(const void* x, const int64_t (&stride)[2], int32_t channels, Dtype dtype, int64_t tokens, int64_t row,
-                  float* out);
+  void (*squares)(const void* x, const int64_t (&stride)[2], int32_t channels, Dtype dtype, int64_t tokens,
+                  int64_t begin, int64_t end, float* out);
   void (*match_pack)(const MatchArgs&, const MatchScratch&, int64_t batch, int64_t tile);
   void (*match)(const MatchArgs&, const MatchScratch&, int64_t batch, int64_t panel, float* space);
   void (*knn_density)(const KnnDensityArgs&, const MatchScratch&, int64_t batch, int64_t panel, float* space);

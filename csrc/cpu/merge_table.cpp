@@ -4,7 +4,7 @@
 
 namespace saccade::cpu::SACCADE_ISA {
 
-void squares(const void*, const int64_t (&)[2], int32_t, Dtype, int64_t, int64_t, float*);
+void squares(const void*, const int64_t (&)[2], int32_t, Dtype, int64_t, int64_t, int64_t, float*);
 void match_pack(const MatchArgs&, const MatchScratch&, int64_t, int64_t);
 void match(const MatchArgs&, const MatchScratch&, int64_t, int64_t, float*);
 void knn_density(const KnnDensityArgs&, const MatchScratch&, int64_t, int64_t, float*);

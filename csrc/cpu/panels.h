@@ -6,6 +6,7 @@
 // The product of a pair is summed over the columns in one order, whatever panel and tile it lies in: equal rows give
 // equal bits. kTile x kPanel accumulators fill the registers of each instruction set.
 #pragma once
+#include "merge_kernels.h"
 #include "span.h"
 
 namespace saccade::cpu::SACCADE_ISA {
@@ -20,16 +21,16 @@ constexpr int kTile = 6;
 #endif
 
 // dot[j][v]: products of tile row j with the panel rows of vector v.
-struct Products {
-  VecF dot[kTile][kPanelVecs];
-};
+using Products = VecF[kTile][kPanelVecs];
 
-constexpr int64_t kColumns = 64;  // summed at a stretch: one running sum over all of them would be less accurate
+// Columns are summed in stretches: one running sum over all of them would be less accurate.
+inline int64_t stretch_of(int64_t channels) {
+  const int64_t stretches = channels <= 16 ? 1 : channels <= 64 ? 2 : ceil_div(channels, 32);
+  return ceil_div(channels, stretches);
+}
 
-// Columns [0, channels) of a panel and a tile, added to `out` unless it is the first stretch.
 __attribute__((always_inline)) inline void multiply_stretch(const float* panel, const float* tile, int64_t channels,
-                                                            bool first, Products& out) {
-  VecF sum[kTile][kPanelVecs];
+                                                            Products& sum) {
 #pragma GCC unroll 16
   for (int j = 0; j < kTile; ++j) sum[j][0] = sum[j][1] = VecF{};
   for (int64_t c = 0; c < channels; ++c, panel += kPanel, tile += kTile) {
@@ -41,16 +42,25 @@ __attribute__((always_inline)) inline void multiply_stretch(const float* panel, 
       sum[j][1] += a1 * b;
     }
   }
-#pragma GCC unroll 16
-  for (int j = 0; j < kTile; ++j)
-    for (int v = 0; v < kPanelVecs; ++v) out.dot[j][v] = first ? sum[j][v] : out.dot[j][v] + sum[j][v];
 }
 
-inline void multiply(const float* panel, const float* tile, int64_t channels, Products& out) {
-  multiply_stretch(panel, tile, channels < kColumns ? channels : kColumns, true, out);
-  for (int64_t c = kColumns; c < channels; c += kColumns)
-    multiply_stretch(panel + c * kPanel, tile + c * kTile, channels - c < kColumns ? channels - c : kColumns, false,
-                     out);
+__attribute__((always_inline)) inline void add(Products& sum, const Products& more) {
+#pragma GCC unroll 16
+  for (int j = 0; j < kTile; ++j)
+    for (int v = 0; v < kPanelVecs; ++v) sum[j][v] = more[j][v] + sum[j][v];
+}
+
+// Inlined, so that the last stretch, and what is made of the products, stays in registers.
+__attribute__((always_inline)) inline void multiply(const float* panel, const float* tile, int64_t channels,
+                                                    Products& sum) {
+  const int64_t stretch = stretch_of(channels);
+  multiply_stretch(panel, tile, stretch, sum);
+  for (int64_t c = stretch; c < channels; c += stretch) {
+    Products before;
+    std::memcpy(&before, &sum, sizeof sum);
+    multiply_stretch(panel + c * kPanel, tile + c * kTile, channels - c < stretch ? channels - c : stretch, sum);
+    add(sum, before);
+  }
 }
 
 // row(i) is row i of `width` side by side, null for none (zeros); out [C, width].

@@ -31,9 +31,10 @@ void cpu_run(const Tensor& x, KnnDensityArgs& args) {
   scratch.tiles = packed.data();
   scratch.mul = packed.data() + args.batch * padded * args.channels;
   scratch.add = scratch.mul + args.batch * padded;
-  for_items(args.batch * args.tokens, grain_of(args.channels * 4), 0, [&](int64_t row, float*) {
-    kernels.squares(args.x, args.x_stride, args.channels, args.dtype, args.tokens, row, &squares[row]);
-  });
+  torch::stable::parallel_for(
+      0, args.batch * args.tokens, grain_of(args.channels * 4), [&](int64_t begin, int64_t end) {
+        kernels.squares(args.x, args.x_stride, args.channels, args.dtype, args.tokens, begin, end, squares.data());
+      });
   for_items(args.batch * tiles, grain_of(kernels.shape.tile * args.channels * 4), 0,
             [&](int64_t item, float*) { kernels.match_pack(rows, scratch, item / tiles, item % tiles); });
   for_items(args.batch * panels, 1, kernels.shape.panel * (args.channels + args.k), [&](int64_t item, float* space) {

@@ -25,12 +25,15 @@ void cpu_run(const Tensor&, MatchArgs& args) {
   scratch.tiles = packed.get();
   scratch.mul = packed.get() + args.batch * padded * args.channels;
   scratch.add = scratch.mul + args.batch * padded;
-  for_items(args.batch * args.tokens, grain_of(args.channels * 4), 0, [&](int64_t row, float*) {
-    float& own = squares[row];
-    kernels.squares(args.metric, args.metric_stride, args.channels, args.dtype, args.tokens, row, &own);
-    args.best[row] = -std::numeric_limits<float>::infinity();
-    args.target[row] = own - own == 0.0f ? -1 : -2;
-  });
+  torch::stable::parallel_for(0, args.batch * args.tokens, grain_of(args.channels * 4),
+                              [&](int64_t begin, int64_t end) {
+                                kernels.squares(args.metric, args.metric_stride, args.channels, args.dtype, args.tokens,
+                                                begin, end, squares.data());
+                                for (int64_t row = begin; row < end; ++row) {
+                                  args.best[row] = -std::numeric_limits<float>::infinity();
+                                  args.target[row] = squares[row] - squares[row] == 0.0f ? -1 : -2;
+                                }
+                              });
   if (tiles == 0 || panels == 0) return;
   const int64_t tile_grain = grain_of(kernels.shape.tile * args.channels * 4);
   for_items(args.batch * tiles, tile_grain, 0,

@@ -32,8 +32,7 @@ int64_t knn_density_workspace_cuda(const KnnDensityArgs& args) {
 
 const char* knn_density_cuda(const KnnDensityArgs& args, void* stream) {
   if (args.k < 1 || args.k > kMostNeighbours) return "knn_density: the GPU kernels take k from 1 to 32";
-  const bool known =
-      args.dtype == Dtype::kFloat32 || args.dtype == Dtype::kFloat16 || args.dtype == Dtype::kBFloat16;
+  const bool known = args.dtype == Dtype::kFloat32 || args.dtype == Dtype::kFloat16 || args.dtype == Dtype::kBFloat16;
   if (!known) return "knn_density: the GPU kernels take float32, float16 and bfloat16";
   if (args.batch == 0 || args.tokens == 0) return nullptr;
   if (args.dtype == Dtype::kFloat32) return launch_dtype<Float32>(args, stream);

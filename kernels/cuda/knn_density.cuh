@@ -22,11 +22,11 @@ struct KnnPlan {
 };
 
 struct KnnShared {
-  unsigned char* stages;                        // [kKnnStages] panels of columns, then of rows
-  float* distance;                              // [rows, kDistanceStride]
-  float *row_square, *column_square;            // [64], not finite where there is no row
-  int32_t *row_token, *column_token;            // [64]
-  float* nearest;                               // [k, kGramThreads]
+  unsigned char* stages;              // [kKnnStages] panels of columns, then of rows
+  float* distance;                    // [rows, kDistanceStride]
+  float *row_square, *column_square;  // [64], not finite where there is no row
+  int32_t *row_token, *column_token;  // [64]
+  float* nearest;                     // [k, kGramThreads]
   static constexpr int kPanel = kKnnRows * kPanelBytes;
 
   __device__ __forceinline__ explicit KnnShared(unsigned char* base) {

@@ -56,8 +56,7 @@ int64_t match_workspace_cuda(const MatchArgs& args) {
 }
 
 const char* match_cuda(const MatchArgs& args, void* stream) {
-  const bool known =
-      args.dtype == Dtype::kFloat32 || args.dtype == Dtype::kFloat16 || args.dtype == Dtype::kBFloat16;
+  const bool known = args.dtype == Dtype::kFloat32 || args.dtype == Dtype::kFloat16 || args.dtype == Dtype::kBFloat16;
   if (!known) return "match: the GPU kernels take float32, float16 and bfloat16";
   if (args.batch == 0 || args.tokens == 0) return nullptr;
   if (args.dtype == Dtype::kFloat32) return launch_dtype<Float32>(args, stream);

@@ -277,7 +277,7 @@ __device__ __forceinline__ void match_block(const MatchArgs& args, const MatchPl
         }
       }
       running.template take<kRanges>(tile, shared.columns + slot * Tile::kColumns, first, shared.range_from,
-                                      shared.range_length);
+                                     shared.range_length);
       if (++slot == Shared::kRing) slot = 0;
     }
     match_barrier();  // the columns and stages are written anew
@@ -285,7 +285,7 @@ __device__ __forceinline__ void match_block(const MatchArgs& args, const MatchPl
   copy_async_commit();  // of the sources, where there was no segment
   copy_async_wait<0>();
 
-  float* bests = reinterpret_cast<float*>(shared.stages);                                  // [kRows, kSlots]
+  float* bests = reinterpret_cast<float*>(shared.stages);                              // [kRows, kSlots]
   uint32_t* places = reinterpret_cast<uint32_t*>(bests + Tile::kRows * Tile::kSlots);  // [kRows, kSlots]
 #pragma unroll
   for (int i = 0; i < Tile::kMyRows; ++i) {

@@ -113,7 +113,7 @@ __device__ __forceinline__ void divide(float (&value)[T::kVector], float total) 
 }
 
 template <typename T, int kAccess, bool kPick>
-__global__ void __launch_bounds__(kRowThreads)
+__global__ void __launch_bounds__(kRowThreads, kAccess == 1 ? 3 : 4)
     merge_kernel(const __grid_constant__ MergeArgs args, const __grid_constant__ RowPlan plan) {
   using Bits = typename T::Bits;
   constexpr int kVector = T::kVector;

@@ -13,9 +13,9 @@
 namespace saccade {
 
 struct PlanLaunch {
-  int32_t passes;       // of the sort, 8 bits each
-  int32_t* list;        // [B, N], where there is more than one pass
-  Cut* whole_batch;     // or null
+  int32_t passes;    // of the sort, 8 bits each
+  int32_t* list;     // [B, N], where there is more than one pass
+  Cut* whole_batch;  // or null
 };
 
 struct PlanShared {
@@ -85,7 +85,8 @@ __device__ __forceinline__ uint32_t plan_rows(const MergePlanArgs& args, const C
   return rows;
 }
 
-// One pass of the sort: from `from` (null: the tokens in order) to `to`, by 8 bits of the row; dropped tokens come last.
+// One pass of the sort: from `from` (null: the tokens in order) to `to`, by 8 bits of the row; dropped tokens come
+// last.
 __device__ __forceinline__ void plan_sort(const MergePlanArgs& args, const int32_t* inverse, const int32_t* from,
                                           int32_t* to, int shift, PlanShared& shared) {
   const Run run(args.tokens);
@@ -156,8 +157,8 @@ static __global__ void __launch_bounds__(kSelectThreads)
   int32_t* members = args.members + first_token;
   int32_t* ptr = args.ptr + sample * (args.rows + 1);
   const auto key_of = [&](int64_t token) { return plan_key(args, first_token + token); };
-  const Cut cut = made.whole_batch != nullptr ? *made.whole_batch
-                                              : select_largest(shared.select, args.tokens, args.r, key_of);
+  const Cut cut =
+      made.whole_batch != nullptr ? *made.whole_batch : select_largest(shared.select, args.tokens, args.r, key_of);
   const uint32_t rows = plan_rows(args, cut, sample, shared);
   if (threadIdx.x == 0) args.counts[sample] = static_cast<int32_t>(rows);
   plan_barrier();

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from saccade._triton import launch, matrix
-from saccade._triton.select import LARGEST, is_chosen, load_keys, select_cut
+from saccade._triton.select import LARGEST, block_at, is_chosen, load_keys, select_cut
 
 BLOCK = 4096
 
@@ -19,12 +19,13 @@ def keep_top_kernel(score_ptr, out_ptr, score_stride, tokens, k, BLOCK: tl.const
     p_score = score_ptr + i_b * score_stride
     cut, last, _ = select_cut(p_score, p_score, tokens, k, 0.0, LARGEST, BLOCK)
     seen = tl.zeros((), tl.int64)
+    i = tl.arange(0, BLOCK)
     for start in range(0, tokens, BLOCK):
-        index = tl.zeros((BLOCK,), tl.int64) + start + tl.arange(0, BLOCK)
-        m = index < tokens
-        chosen = m & is_chosen(load_keys(p_score, p_score, index, m, 0.0, LARGEST), index, cut, last)
-        place = tl.cumsum(chosen.to(tl.int32), 0) - 1 + seen
-        tl.store(out_ptr + i_b * k + place, index, mask=chosen)
+        m = i < block_at(tokens, start, BLOCK)
+        key = load_keys(p_score + start, p_score + start, i, m, 0.0, LARGEST)
+        chosen = m & is_chosen(key, i, cut, block_at(last, start, BLOCK))
+        place = tl.cumsum(chosen.to(tl.int32), 0) - 1
+        tl.store(out_ptr + i_b * k + seen + place, (start + i).to(tl.int64), mask=chosen)
         seen += tl.sum(chosen.to(tl.int32))
 
 
@@ -50,6 +51,6 @@ def keep_top(scores, k):
         stride = 0 if batch == 1 else scores.stride(0)
         with launch.on_device(scores):
             keep_top_kernel[(batch,)](
-                scores, out, stride, tokens, k, BLOCK=block(tokens), num_warps=warps(tokens), **matrix.OPTIONS
+                scores, out, stride, tokens, k, BLOCK=block(tokens), num_warps=warps(tokens), maxnreg=128, **matrix.OPTIONS
             )  # fmt: skip
     return out

@@ -14,7 +14,7 @@ from saccade._triton.keep_top import block, warps
 from saccade._triton.match import tiles
 from saccade._triton.matrix import row_square
 from saccade._triton.products import held_block, products
-from saccade._triton.select import NEAREST, is_chosen, load_keys, select_cut
+from saccade._triton.select import NEAREST, block_at, is_chosen, load_keys, select_cut
 from saccade._triton.tile import program
 
 WORKSPACE = 1 << 24  # distances held at a time
@@ -68,12 +68,12 @@ def knn_density_mean_kernel(
     p_distance = distance_ptr + (i_b * inner_rows + local) * row_pitch * PITCH
     cut, last, number = select_cut(p_distance, p_distance, tokens, k, 0.0, NEAREST, BLOCK)
     total = tl.zeros((BLOCK,), tl.float32)
+    i_column = tl.arange(0, BLOCK)
     for start in range(0, tokens, BLOCK):
-        index = tl.zeros((BLOCK,), tl.int64) + start + tl.arange(0, BLOCK)
-        m = index < tokens
-        key = load_keys(p_distance, p_distance, index, m, 0.0, NEAREST)
-        m = m & is_chosen(key, index, cut, last)
-        total += tl.load(p_distance + index, mask=m, other=0.0)
+        m = i_column < block_at(tokens, start, BLOCK)
+        key = load_keys(p_distance + start, p_distance + start, i_column, m, 0.0, NEAREST)
+        m = m & is_chosen(key, i_column, cut, block_at(last, start, BLOCK))
+        total += tl.load(p_distance + start + i_column, mask=m, other=0.0)
     mean = tl.div_rn(tl.sum(total), tl.maximum(number, 1).to(tl.float32))
     mean = tl.div_rn(mean, tl.full((), C, tl.float32))
     finite = tl.load(square_ptr + i) < float("inf")
@@ -111,6 +111,6 @@ def knn_density(x, k):
                 C=channels, ALIGN=align, **config, **matrix.OPTIONS,
             )  # fmt: skip
             knn_density_mean_kernel[(batch * part["inner_rows"],)](
-                square, distance, out, **part, k=k, C=channels, BLOCK=block(tokens), num_warps=warps(tokens), **matrix.OPTIONS,
+                square, distance, out, **part, k=k, C=channels, BLOCK=block(tokens), num_warps=warps(tokens), maxnreg=128, **matrix.OPTIONS,
             )  # fmt: skip
     return out

@@ -124,9 +124,9 @@ def tiles(channels: int, element_size: int) -> dict[str, int]:
     """Rows, columns and inner block of a tile of products, and how many warps share it."""
     inner = block_k(channels, element_size)
     if element_size == 2:
-        warps = 4 if channels <= inner else 8
-        return {"BLOCK_A": 64, "BLOCK_B": 64, "BLOCK_K": inner, "num_warps": warps, "num_stages": 3}
-    return {"BLOCK_A": 32, "BLOCK_B": 64, "BLOCK_K": inner, "num_warps": 8, "num_stages": 2}
+        warps = {"num_warps": 4, "maxnreg": 255} if channels <= inner else {"num_warps": 8}
+        return {"BLOCK_A": 64, "BLOCK_B": 64, "BLOCK_K": inner, "num_stages": 3, **warps}
+    return {"BLOCK_A": 32, "BLOCK_B": 64, "BLOCK_K": inner, "num_warps": 8, "num_stages": 2, "maxnreg": 168}
 
 
 def match(metric, src, dst, ranges, protect, score):

@@ -12,7 +12,7 @@ import triton.language as tl
 
 from saccade._triton import launch, matrix
 from saccade._triton.merge_plan_small import SMALL, merge_plan_small_kernel
-from saccade._triton.select import PLAN, is_chosen, load_keys, select_cut
+from saccade._triton.select import PLAN, block_at, is_chosen, load_keys, select_cut
 
 BLOCK = 4096  # tokens of a tile of the kernels that take a whole sample
 LANES = 128  # tokens of a program of the others
@@ -36,42 +36,43 @@ def merge_plan_rows_kernel(
 ):  # fmt: skip
     """Row of every token that stays; ptr [B, rows + 1] holds how many members the next row has: 1 each, or 0."""
     i_b = tl.program_id(0).to(tl.int64)
-    p_score, p_target = score_ptr + i_b * tokens, target_ptr + i_b * tokens
+    p_score, p_target, p_inverse = score_ptr + i_b * tokens, target_ptr + i_b * tokens, inverse_ptr + i_b * tokens
+    i = tl.arange(0, BLOCK)
     p_ptr, p_head = ptr_ptr + i_b * (rows.to(tl.int64) + 1), head_ptr + i_b * rows
     if WHOLE:
         cut = tl.load(cut_ptr).to(tl.uint32)
         last = tl.load(cut_ptr + 1) - i_b * tokens
         number = tl.zeros((), tl.int64)
         for start in range(0, tokens, BLOCK):
-            index = tl.zeros((BLOCK,), tl.int64) + start + tl.arange(0, BLOCK)
-            key = load_keys(p_score, p_target, index, index < tokens, threshold, PLAN)
-            number += tl.sum(((index < tokens) & is_chosen(key, index, cut, last)).to(tl.int32))
+            m = i < block_at(tokens, start, BLOCK)
+            key = load_keys(p_score + start, p_target + start, i, m, threshold, PLAN)
+            number += tl.sum((m & is_chosen(key, i, cut, block_at(last, start, BLOCK))).to(tl.int32))
     else:
         cut, last, number = select_cut(p_score, p_target, tokens, r, threshold, PLAN, BLOCK)
     excess = tl.maximum(tokens - number - rows, 0)
     unfit_before = tl.zeros((), tl.int64)
     kept_before = tl.zeros((), tl.int64)
     for start in range(0, tokens, BLOCK):
-        index = tl.zeros((BLOCK,), tl.int64) + start + tl.arange(0, BLOCK)
-        m = index < tokens
-        merged = m & is_chosen(load_keys(p_score, p_target, index, m, threshold, PLAN), index, cut, last)
-        unfit = m & (~merged) & (tl.load(p_target + index, mask=m, other=0) == -2)
-        dropped = unfit & (tl.cumsum(unfit.to(tl.int32), 0) + unfit_before <= excess)
+        m = i < block_at(tokens, start, BLOCK)
+        key = load_keys(p_score + start, p_target + start, i, m, threshold, PLAN)
+        merged = m & is_chosen(key, i, cut, block_at(last, start, BLOCK))
+        unfit = m & (~merged) & (tl.load(p_target + start + i, mask=m, other=0) == -2)
+        dropped = unfit & (tl.cumsum(unfit.to(tl.int32), 0) <= block_at(excess, unfit_before, BLOCK))
         kept = m & (~merged) & (~dropped)
-        row = tl.cumsum(kept.to(tl.int32), 0) - 1 + kept_before
-        used = kept & (row < rows)
-        own = tl.where(merged, MERGED, tl.where(used, row, -1))
-        tl.store(inverse_ptr + i_b * tokens + index, own.to(tl.int32), mask=m)
-        tl.store(p_head + row, index.to(tl.int32), mask=used)
+        row = tl.cumsum(kept.to(tl.int32), 0) - 1
+        used = kept & (row < block_at(rows, kept_before, BLOCK))
+        own = tl.where(merged, MERGED, tl.where(used, row + kept_before.to(tl.int32), -1))
+        tl.store(p_inverse + start + i, own, mask=m)
+        tl.store(p_head + kept_before + row, start + i, mask=used)
         unfit_before += tl.sum(unfit.to(tl.int32))
         kept_before += tl.sum(kept.to(tl.int32))
     count = tl.minimum(kept_before, rows)
     tl.store(counts_ptr + i_b, count.to(tl.int32))
     tl.store(p_ptr, 0)
     for start in range(0, rows, BLOCK):
-        row = tl.zeros((BLOCK,), tl.int64) + start + tl.arange(0, BLOCK)
-        tl.store(p_ptr + 1 + row, (row < count).to(tl.int32), mask=row < rows)
-        tl.store(p_head + row, -1, mask=(row >= count) & (row < rows))
+        m, used = i < block_at(rows, start, BLOCK), i < block_at(count, start, BLOCK)
+        tl.store(p_ptr + 1 + start + i, used.to(tl.int32), mask=m)
+        tl.store(p_head + start + i, -1, mask=m & (~used))
 
 
 @triton.jit
@@ -167,7 +168,16 @@ def merge_plan(score, target, rows, r, threshold, whole_batch):
         if whole_batch and batch > 1:
             cut = target.new_empty(2, dtype=torch.int64)
             merge_plan_cut_kernel[(1,)](
-                score, target, cut, batch * tokens, r, threshold, BLOCK=BLOCK, num_warps=16, **matrix.OPTIONS
+                score,
+                target,
+                cut,
+                batch * tokens,
+                r,
+                threshold,
+                BLOCK=BLOCK,
+                num_warps=16,
+                maxnreg=128,
+                **matrix.OPTIONS,
             )
         whole = cut is not None
         cut = ptr if cut is None else cut
@@ -181,7 +191,7 @@ def merge_plan(score, target, rows, r, threshold, whole_batch):
         ticket, loose = new(batch, tokens), new(batch, tokens)
         merge_plan_rows_kernel[(batch,)](
             score, target, cut, inverse, ptr, head, counts, tokens, rows, r, threshold,
-            WHOLE=whole, BLOCK=BLOCK, num_warps=16, **matrix.OPTIONS,
+            WHOLE=whole, BLOCK=BLOCK, num_warps=16, maxnreg=128, **matrix.OPTIONS,
         )  # fmt: skip
         tiles = -(-tokens // LANES)
         grid, lanes = (batch * tiles,), {"LANES": LANES, "num_warps": 4, **matrix.OPTIONS}

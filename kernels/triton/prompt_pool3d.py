@@ -120,6 +120,6 @@ def prompt_pool3d(x, weights, kt, kh, kw, st, sh, sw, temperature):
         prompt_pool3d_kernel[(batch * tiles * blocks,)](
             x, weights, y, tiles=tiles, blocks=blocks, temperature=float(temperature),
             **window_args(size, out, kernel, stride), x_stride_b=b, x_stride_t=t, x_stride_y=h, x_stride_x=w,
-            **matrix.stride_args(align, y=flat), D=width, ALIGN=align, **block, num_warps=4, **matrix.OPTIONS,
+            **matrix.stride_args(align, y=flat), D=width, ALIGN=align, **block, num_warps=4, maxnreg=128, **matrix.OPTIONS,
         )  # fmt: skip
     return y

@@ -138,7 +138,7 @@ def prompt_pool3d_bwd(dy, x, weights, kt, kh, kw, st, sh, sw, temperature):
     common = {
         "temperature": float(temperature), **window_args(size, out, kernel, stride),
         "x_stride_b": b, "x_stride_t": t, "x_stride_y": h, "x_stride_x": w, **matrix.stride_args(align, dy=dy),
-        "D": width, "ALIGN": align, **(block := matrix.blocks(width)), "num_warps": 4, **matrix.OPTIONS,
+        "D": width, "ALIGN": align, **(block := matrix.blocks(width)), "num_warps": 4, "maxnreg": 192, **matrix.OPTIONS,
     }  # fmt: skip
     window = dweights.new_empty((batch, outputs, 3))
     with launch.on_device(x):

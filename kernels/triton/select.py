@@ -29,9 +29,16 @@ def load_keys(score_ptr, target_ptr, index, m, threshold, KIND: tl.constexpr):
 
 
 @triton.jit
+def block_at(number, start, BLOCK: tl.constexpr):
+    """`number` less `start`, int32, as places in a block count: BLOCK stands for all beyond, -1 for all before."""
+    return tl.maximum(tl.minimum(number - start, BLOCK), -1).to(tl.int32)
+
+
+@triton.jit
 def select_cut(score_ptr, target_ptr, tokens, r, threshold, KIND: tl.constexpr, BLOCK: tl.constexpr):
     """(cut, last, number): chosen are the keys above `cut`, and those equal to it up to index `last`; `number` in all."""
     bin = tl.arange(0, 256)
+    i = tl.arange(0, BLOCK)
     need = tl.zeros((), tl.int64) + r
     number = need
     cut = tl.zeros((), tl.uint32)
@@ -39,8 +46,9 @@ def select_cut(score_ptr, target_ptr, tokens, r, threshold, KIND: tl.constexpr, 
         shift = (tl.full((), 24, tl.int32) - 8 * digit).to(tl.uint32)
         count = tl.zeros((256,), tl.int64)
         for start in range(0, tokens, BLOCK):
-            index = tl.zeros((BLOCK,), tl.int64) + start + tl.arange(0, BLOCK)
-            key = load_keys(score_ptr, target_ptr, index, index < tokens, threshold, KIND)
+            key = load_keys(
+                score_ptr + start, target_ptr + start, i, i < block_at(tokens, start, BLOCK), threshold, KIND
+            )
             own = ((key >> shift) >> 8 == cut) & (key != 0)
             count += tl.histogram(((key >> shift) & 255).to(tl.int32), 256, mask=own).to(tl.int64)
         if digit == 0:
@@ -53,11 +61,11 @@ def select_cut(score_ptr, target_ptr, tokens, r, threshold, KIND: tl.constexpr, 
     last = tl.full((), -1, tl.int64)
     seen = tl.zeros((), tl.int64)
     for start in range(0, tokens, BLOCK):  # the place of the last of the equals that are needed
-        index = tl.zeros((BLOCK,), tl.int64) + start + tl.arange(0, BLOCK)
-        key = load_keys(score_ptr, target_ptr, index, index < tokens, threshold, KIND)
-        equal = ((key == cut) & (index < tokens)).to(tl.int32)
-        order = tl.cumsum(equal, 0) + seen
-        last += tl.sum(tl.where((equal != 0) & (order == need), index + 1, 0))
+        m = i < block_at(tokens, start, BLOCK)
+        key = load_keys(score_ptr + start, target_ptr + start, i, m, threshold, KIND)
+        equal = ((key == cut) & m).to(tl.int32)
+        here = tl.max(tl.where((equal != 0) & (tl.cumsum(equal, 0) == block_at(need, seen, BLOCK)), i, -1))
+        last = tl.where(here >= 0, start + here, last)
         seen += tl.sum(equal)
     if number == 0:
         cut = tl.full((), 0xFFFFFFFF, tl.uint32)

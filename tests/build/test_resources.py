@@ -99,6 +99,19 @@ def test_shared_memory_is_read_16_bytes_at_a_time(measured: dict[str, dict[str, 
             assert "LDS.128" in usage.sass, f"{kernel} on sm_{arch}"
 
 
+TENSOR_CORES = [k for k in KERNELS if re.match(r"(match|knn_density)_kernel<B?Float16", k[1])]
+
+
+@pytest.mark.parametrize(("source", "kernel"), TENSOR_CORES)
+def test_products_of_16_bit_rows_use_tensor_cores(
+    source: str, kernel: str, measured: dict[str, dict[str, dict[str, Usage]]]
+) -> None:
+    """fp32 sums, matrices read by LDSM, rows brought in by LDGSTS."""
+    for arch, usage in measured[source][kernel].items():
+        for name in ("HMMA.16816.F32", "LDSM.16", "LDGSTS.E"):
+            assert any(found.startswith(name) for found in usage.sass), f"{kernel} on sm_{arch} has no {name}"
+
+
 def test_the_built_extension() -> None:
     """The binary holds every architecture and every kernel, inside the same budgets."""
     binary = os.environ.get("SACCADE_BINARY")

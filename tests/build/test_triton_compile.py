@@ -22,6 +22,7 @@ ROOT = HERE.parents[1]
 sys.path.insert(0, str(HERE))
 
 import triton_launches  # noqa: E402
+import triton_launches_merge  # noqa: E402
 
 BUDGETS = HERE / "triton_resources.json"
 SHARED_BYTES = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024}
@@ -83,7 +84,14 @@ def problems(
     if launch.kernel == "apply_rope_kernel":  # fused, a product and a sum have other bits
         limits.append(("fused multiply-adds", count("FFMA"), 0))
         limits.append(("layout conversions in loops", result["conversions_in_loops"], 0))
+    if launch.kernel == "match_kernel":
+        limits.append(("layout conversions in loops", result["conversions_in_loops"], 0))
     found = [f"{launch.label}: {value} {what}, at most {limit}" for what, value, limit in limits if value > limit]
+    multiplies = (
+        launch.kernel in ("match_kernel", "knn_density_distances_kernel") and launch.signature["x_ptr"] != "*fp32"
+    )
+    if multiplies and not count("HMMA") + count("HGMMA"):
+        found.append(f"{launch.label}: no tensor-core instructions")
     if launch.vector_bytes >= 8:
         names = [name for name in result["instructions"] if name.startswith("LDG") and name.endswith(wide)]
         if launch.vector_bytes == 16 and not names:
@@ -93,9 +101,13 @@ def problems(
     return found
 
 
+def every_launch() -> list[triton_launches.Launch]:
+    return triton_launches.launches() + triton_launches_merge.launches()
+
+
 @pytest.fixture(scope="module")
 def launches() -> list[triton_launches.Launch]:
-    return triton_launches.launches()
+    return every_launch()
 
 
 @pytest.mark.parametrize("capability", SHARED_BYTES)
@@ -103,6 +115,7 @@ def launches() -> list[triton_launches.Launch]:
 def test_resources(version: str, capability: int, launches: list[triton_launches.Launch]) -> None:
     budgets = json.loads(BUDGETS.read_text())
     assert sorted(budgets) == sorted(launch.label for launch in launches), "budgets and launches differ"
+    assert {launch.kernel for launch in launches} == set(triton_launches.KERNELS), "a kernel is never compiled"
     results = compile_all(TRITONS[version](), capability, [dataclasses.asdict(launch) for launch in launches])
     wrong = [
         problem
@@ -140,7 +153,7 @@ def test_gate_fails(launches: list[triton_launches.Launch]) -> None:
 
 def write_budgets() -> None:
     """Registers, rounded up to the next multiple of 8, and 16-bit loads: the most of any Triton and capability."""
-    launches = triton_launches.launches()
+    launches = every_launch()
     budgets: dict[str, dict[str, int]] = {}
     for version in TRITONS.values():
         for capability in SHARED_BYTES:

@@ -9,6 +9,9 @@ import torch
 from emulation.cases import F16, Case, problem
 from emulation.cuda_emulator import HERE, library
 from emulation.test_apply_rope import run as run_apply_rope
+from emulation.test_knn_density import run as run_knn_density
+from emulation.test_match import places
+from emulation.test_match import run as run_match
 from emulation.test_qk_norm_rope import run as run_qk_norm_rope
 from emulation.test_qk_norm_rope import run_backward, weights
 from emulation.test_rope_freq_grad import run as run_rope_freq_grad
@@ -38,3 +41,14 @@ def test_the_largest_launch_is_inside_the_budget(op: str) -> None:
         run_backward(case, True, q, k, torch.ones_like(q), torch.ones_like(k), positions, steps, *w)
     largest, granted = library(op).emulated_largest_shared(), TABLE[op]["dynamic_shared"]
     assert granted / 2 < largest <= granted
+
+
+@pytest.mark.parametrize("op", ["match", "knn_density"])
+def test_the_largest_tile_is_inside_the_budget(op: str) -> None:
+    library(op).emulated_largest_shared()
+    if op == "match":  # the large tile, and as many channels as stay in shared memory
+        run_match(torch.ones(3, 4, 192, dtype=F16), places([0, 1]), places([2, 3]))
+    else:  # the longest lists
+        run_knn_density(torch.ones(1, 32, 8, dtype=F16), 32)
+    largest, granted = library(op).emulated_largest_shared(), TABLE[op]["dynamic_shared"]
+    assert largest == granted

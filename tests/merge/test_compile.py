@@ -41,8 +41,20 @@ def block(x, v, kw):
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("backend", ["aot_eager"])
-def test_fullgraph_forward_and_backward(name, backend):
+def test_every_kind_of_plan_is_one_graph(name):
+    torch._dynamo.reset()
+
+    def function(x):
+        plan = M.match(x, 5, **CASES[name])
+        return plan.inverse, plan.ptr, plan.members, plan.head, plan.counts, plan.score
+
+    x = signs((2, 24, 16), seed=1)
+    for a, b in zip(torch.compile(function, fullgraph=True, backend="eager")(x), function(x), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", ["plain", "threshold", "share"])
+def test_fullgraph_forward_and_backward(name):
     torch._dynamo.reset()
     kw = CASES[name]
     x, v = signs((2, 24, 16), seed=1), normal((2, 24, 8))
@@ -52,7 +64,7 @@ def test_fullgraph_forward_and_backward(name, backend):
         out, *rest = function(x, leaf, kw)
         return [out, *rest, torch.autograd.grad(out.square().sum(), leaf)[0]]
 
-    compiled = torch.compile(block, fullgraph=True, backend=backend)
+    compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
     for a, b in zip(run(compiled), run(block), strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
@@ -81,7 +93,7 @@ def test_one_graph_for_other_data():
     assert counter.frame_count == 1
 
 
-@pytest.mark.parametrize("name", ["plain", "protect first", "random", "window"])
+@pytest.mark.parametrize("name", ["protect first", "window"])
 def test_other_lengths(name):
     """The number of rows is part of a graph: other lengths compile again, with symbols in their place or without."""
     torch._dynamo.reset()
@@ -92,7 +104,7 @@ def test_other_lengths(name):
         return M.unmerge(M.merge(x, plan)[0], plan)
 
     compiled = torch.compile(function, backend="eager", fullgraph=True, dynamic=True)
-    for tokens in (16, 24, 41):
+    for tokens in (24, 41):
         x = signs((2, tokens, 16))
         assert torch.equal(compiled(x), function(x))
 
@@ -125,9 +137,9 @@ class NoReads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("name", [n for n in CASES if n not in ("index", "protect list", "protect first")])
+@pytest.mark.parametrize("name", [n for n in CASES if n not in ("index", "protect list")])
 def test_no_value_is_read(name):
-    """`Index` and `protect` as numbers are checked, on the host and of host values; the others read nothing at all."""
+    """`Index` and lists are checked, on the host and of host values; the others read nothing at all."""
     x, v = signs((2, 24, 16), seed=1), normal((2, 24, 8)).requires_grad_()
     with NoReads():
         out, *_ = block(x, v, CASES[name])

@@ -56,7 +56,7 @@ def test_by_hand():
 def test_near_the_float64_best(every, kind, dtype):
     """Each score within the fp32 budget, each target as good as the best within it."""
     impl, device = every
-    for i, (tokens, channels) in enumerate(zip(TOKENS, (*CHANNELS, 16, 40), strict=True)):
+    for i, (tokens, channels) in enumerate(zip(TOKENS, (*CHANNELS, 700, 40), strict=True)):
         batch = 2 if tokens > 16 else 16  # enough pairs for an error of torch that is no luck
         x = normal((batch, tokens, channels), dtype, seed=i, layout=LAYOUTS[i % 5], device=device)
         x = x if x.stride(-1) == 1 or channels == 1 else x.contiguous()

@@ -280,6 +280,18 @@ def test_dropped_tokens_have_no_gradient(every):
         assert (x.grad[0, lost] == 0).all() and not y.isnan().any()
 
 
+def test_no_second_derivative(implementation):
+    """The kernels have none: it is refused, never 0 without a word."""
+    impl, device = implementation
+    plan = random_plan(1, 12, 4, device=device)
+    x = normal((1, 12, 3), device=device).requires_grad_()
+    rows = normal((1, 8, 3), device=device).requires_grad_()
+    for leaf, run in ((x, lambda: M.merge(x, plan, impl=impl)[0]), (rows, lambda: M.unmerge(rows, plan, impl=impl))):
+        (first,) = torch.autograd.grad(run().square().sum(), leaf, create_graph=True)
+        with pytest.raises(RuntimeError, match="differentiate twice"):
+            first.sum().backward()
+
+
 def test_one_plan_used_twice(implementation):
     """For several tensors, with gradients and without, forward and back: a plan does not change."""
     impl, device = implementation

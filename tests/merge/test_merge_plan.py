@@ -67,13 +67,13 @@ def check_against_brute_force(impl, device, case):
             assert getattr(plan, name)[b].tolist() == part, name
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(scored())
 def test_reference_equals_brute_force(case):
     check_against_brute_force("reference", "cpu", case)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(scored())
 def test_cpu_equals_brute_force(case):
     assert BINARY.problem is None, BINARY.problem

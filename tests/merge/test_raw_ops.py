@@ -225,3 +225,9 @@ def test_raw_ops_keep_memory_safe():
                 if name not in str(error).splitlines()[0]:
                     wrong.append(f"{op} {name}: {str(error).splitlines()[0]}")
     assert not wrong, "\n".join(wrong)
+
+
+def test_targets_outside_of_the_sample_are_no_targets():
+    target = torch.tensor([[99, -1, 5, 2**31 - 1, -7]], dtype=torch.int32)
+    inverse, *_ = torch.ops.saccade.merge_plan(torch.zeros(1, 5), target, 5, 5, -INF, False)
+    assert inverse.tolist() == [[0, 1, 2, 3, 4]]

@@ -144,11 +144,12 @@ def match_case(
 
 
 check(match_case, COSINE, 2, 41, 24, F32)
-check(match_case, COSINE, 2, 150, 48, BF16, protect=True, bad=True)
+check(match_case, COSINE, 2, 330, 48, BF16, protect=True, bad=True)  # several tiles of destinations
 check(match_case, COSINE, 1, 300, 20, F16, ranges=True)
 check(match_case, COSINE, 2, 70, 17, F32, shared=True, bad=True)
 check(match_case, DOT, 2, 41, 7, F16, ranges=True, bad=True, protect=True)
 check(match_case, DOT, 3, 40, 200, BF16, shared=True)
+check(match_case, DOT, 1, 400, 7, F32)
 check(match_case, L2, 2, 90, 33, F32, ranges=True, shared=True, protect=True)
 check(match_case, L2, 2, 131, 8, BF16, everything=True, bad=True)
 check(match_case, COSINE, 2, 67, 80, F32, exact=False, strided=True)
@@ -233,7 +234,8 @@ def plan_case(batch, tokens, r, rows, threshold=-math.inf, ties=1, bad=0.0, whol
 for _small in (True, False):
     check(plan_case, 2, 41, 13, 28, small=_small)
     check(plan_case, 2, 40, 20, 20, ties=40, small=_small)  # all into one row
-    check(plan_case, 2, 210, 80, 110, 0.0, ties=10, bad=0.1, small=_small)  # more left than rows: dropped
+    check(plan_case, 2, 210, 80, 126, ties=10, bad=0.2, small=_small)  # a few more left than rows: dropped
+    check(plan_case, 1, 90, 30, 50, 1.0, ties=2, bad=0.05, small=_small)  # many more
     check(plan_case, 3, 210, 400, 150, -0.5, ties=10, bad=0.2, whole=True, small=_small)
     check(plan_case, 1, 9, 0, 14, small=_small)  # padding
     check(plan_case, 1, 1, 0, 1, small=_small)
@@ -241,9 +243,9 @@ for _small in (True, False):
     check(plan_case, 1, 0, 0, 3, small=_small)
     check(plan_case, 0, 5, 1, 4, small=_small)
 check(plan_case, 2, 900, 400, 500, ties=400, bad=0.05, small=False)
-check(plan_case, 1, 4500, 2000, 2500, ties=2250)  # a program sees more than one tile
-check(plan_case, 3, 700, 600, 600, 0.25, ties=3, whole=True, small=False)
-check(plan_case, 1, 257, 100, 157, ties=30, bad=0.1, whole=True)
+check(plan_case, 1, 1200, 500, 700, ties=600)  # a program sees more than one tile
+check(plan_case, 3, 700, 500, 600, -0.5, ties=3, whole=True, small=False)
+check(plan_case, 1, 257, 100, 157, ties=30, bad=0.1, whole=True)  # held by the larger of the small kernels
 
 
 def top_case(batch, tokens, k, what):
@@ -434,6 +436,10 @@ def similarity_case(batch, tokens, channels, dtype, layout="plain"):
         x[:, 1], x[:, 2, 0], x[:, 3, 0] = 0, math.nan, math.inf
     out = row_similarity(x, y)
     check_budget("out", out, reference_row_similarity(x, y), reference_row_similarity(x.double(), y.double()))
+    if dtype == F32 and tokens > 4:  # a norm that only fp32 cannot hold
+        x[:, 4, 0] = 1e25
+        out = row_similarity(x, y)
+        assert out[:, 4].isnan().all() and not out[:, 0].isnan().any()
     for b in range(batch):  # wherever a row lies, and whatever lies beside it
         same("bits", row_similarity(x[b : b + 1].clone(), y[b : b + 1]), out[b : b + 1])
     same("bits", row_similarity(x[:, 1:], y[:, 1:]), out[:, 1:])
@@ -463,13 +469,16 @@ def knn_case(batch, tokens, channels, k, dtype, bad=False, strided=False, exact=
     check_budget("out", out, reference_knn_density(x, k), reference_knn_density(x.double(), k))
     if batch > 1:
         same("bits", module.knn_density(x[1:2], k), out[1:2])
+    if k == tokens:  # the nearest row is the row itself, at no distance at all
+        own = module.knn_density(x, 1)
+        same("own", own, torch.zeros_like(own).where(own.isfinite(), own))
 
 
 check(knn_case, 2, 17, 40, 5, F32)
 check(knn_case, 2, 12, 24, 12, BF16, exact=True)
 check(knn_case, 1, 40, 8, 7, F32, bad=True, strided=True, workspace=1 << 10)
 check(knn_case, 1, 20, 300, 3, BF16, strided=True)
-check(knn_case, 2, 9, 5, 9, F32, bad=True, exact=True)
+check(knn_case, 2, 9, 5, 9, F32, bad=True)
 check(knn_case, 2, 1, 4, 1, F32)
 check(knn_case, 0, 3, 4, 1, F32)
 

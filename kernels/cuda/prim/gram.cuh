@@ -1,6 +1,7 @@
 // Products of rows: tiles of a b^T, for rows of `metric` that lists of tokens pick.
 //
-//   panel      rows of a tile, 128 bytes of each: [rows, 8 parts of 16 bytes] in shared memory, part p of row r at place
+//   panel      rows of a tile, 128 bytes of each: [rows, 8 parts of 16 bytes] in shared memory, part p of row r at
+//   place
 //              p ^ (r % 8), so that 8 neighbouring rows are read without bank conflicts
 //   GramTile   what the threads of a block hold of a tile: value(i, j) for rows row(i) and columns column() + offset(j)
 //   slot       which of the kSlots threads that share a row
@@ -21,7 +22,7 @@ constexpr int kPanelDepth = kPanelBytes / static_cast<int>(sizeof(typename T::Bi
 __device__ __forceinline__ int panel_place(int row, int part) { return row * kPanelBytes + ((part ^ row) & 7) * 16; }
 
 // Starts to bring `kRows` rows into a panel, from channel `first` on; 0 where there is no channel, and where the token
-// is negative. `aligned`: 16-byte accesses are allowed.
+// is negative (its address is that of token 0, from which nothing is read). `aligned`: 16-byte accesses are allowed.
 template <typename T, int kRows>
 __device__ __forceinline__ void load_panel(unsigned char* panel, const int32_t* tokens, const typename T::Bits* metric,
                                            int64_t stride, int first, int channels, bool aligned) {
@@ -37,7 +38,7 @@ __device__ __forceinline__ void load_panel(unsigned char* panel, const int32_t* 
     for (int n = 0; n < kRounds; ++n) {
       const int token = tokens[n * kRowsPerRound];
       const int count = token < 0 ? 0 : length;
-      copy_async_16(panel + n * kRowsPerRound * kPanelBytes, metric + (count > 0 ? token * stride : 0),
+      copy_async_16(panel + n * kRowsPerRound * kPanelBytes, metric + max(token, 0) * stride,
                     count * static_cast<int>(sizeof(typename T::Bits)));
     }
   } else {
@@ -46,7 +47,7 @@ __device__ __forceinline__ void load_panel(unsigned char* panel, const int32_t* 
       const int token = tokens[n * kRowsPerRound];
       const int count = token < 0 ? 0 : length;
       *reinterpret_cast<Vector*>(panel + n * kRowsPerRound * kPanelBytes) =
-          load<T, 1>(metric + (count > 0 ? token * stride : 0), count);
+          load<T, 1>(metric + max(token, 0) * stride, count);
     }
   }
 }
@@ -84,18 +85,21 @@ struct MmaTile {
   }
 
   __device__ __forceinline__ void multiply(const unsigned char* a_panel, const unsigned char* b_panel) {
+    // Row r of the first product's 16 (a) or of two products' 16 columns (b): the others lie whole products apart, with
+    // the same remainder by 8, and part ^ (r % 8) takes the two bits of a part that say which 16 channels as they are.
+    const int a_row = first_row() + lane() % 16, b_row = first_column() + lane() / 16 * 8 + lane() % 8;
+    const int a_place = panel_place(a_row, lane() / 16), b_place = panel_place(b_row, lane() / 8 % 2);
 #pragma unroll 2
     for (int part = 0; part < 8; part += 2) {  // 16 channels
+      const unsigned char* a_at = a_panel + (a_place ^ part * 16);
+      const unsigned char* b_at = b_panel + (b_place ^ part * 16);
       uint32_t a[kFragsM][4];
 #pragma unroll
-      for (int m = 0; m < kFragsM; ++m) {
-        load_matrices(a[m], a_panel + panel_place(first_row() + m * 16 + lane() % 16, part + lane() / 16));
-      }
+      for (int m = 0; m < kFragsM; ++m) load_matrices(a[m], a_at + m * 16 * kPanelBytes);
 #pragma unroll
       for (int n = 0; n < kFragsN; n += 2) {
         uint32_t b[4];  // columns 0-7 of channels 0-7 and 8-15, then columns 8-15
-        load_matrices(
-            b, b_panel + panel_place(first_column() + n * 8 + lane() / 16 * 8 + lane() % 8, part + lane() / 8 % 2));
+        load_matrices(b, b_at + n * 8 * kPanelBytes);
 #pragma unroll
         for (int m = 0; m < kFragsM; ++m) {
           multiply_matrices<T>(sum[m][n], a[m], b[0], b[1]);

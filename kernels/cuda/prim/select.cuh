@@ -1,4 +1,5 @@
-// The r largest of N, by one block: a radix select on 32-bit keys, four digits of 8 bits. Of equals the first are taken.
+// The r largest of N, by one block: a radix select on 32-bit keys, four digits of 8 bits. Of equals the first are
+// taken.
 //
 // A warp owns a run of consecutive items, so that the order of items is the order of warps, and of lanes within: ranks
 // come from ballots, and only sums of warps are exchanged through shared memory. Everything is counted in integers.
@@ -37,8 +38,9 @@ struct SelectShared {
   int64_t last;
 };
 
-__device__ inline void select_barrier() {
-#ifndef SACCADE_MUTANT_NO_SELECT_BARRIER
+// Not for select_largest: without its barriers the lanes of a warp would part, and the mutant hang instead of failing.
+__device__ inline void count_barrier() {
+#ifndef SACCADE_MUTANT_NO_COUNT_BARRIER
   __syncthreads();
 #endif
 }
@@ -70,12 +72,12 @@ __device__ __forceinline__ uint32_t warp_scan(uint32_t value) {
 // Replaces a warp's sum by the sum over the warps before it, and `total` by that over all. Two barriers.
 __device__ __forceinline__ uint32_t sum_before(uint32_t (&sums)[kSelectWarps], uint32_t mine, uint32_t& total) {
   if (lane_of_warp() == 0) sums[warp_of_block()] = mine;
-  select_barrier();
+  count_barrier();
   const uint32_t value = lane_of_warp() < kSelectWarps ? sums[lane_of_warp()] : 0;
   const uint32_t upto = warp_scan(value);
   total = __shfl_sync(kFullWarp, upto, kWarp - 1);
   const uint32_t before = __shfl_sync(kFullWarp, upto - value, warp_of_block());
-  select_barrier();
+  count_barrier();
   return before;
 }
 
@@ -101,8 +103,8 @@ __device__ __forceinline__ void find_digit(SelectShared& shared, uint32_t wanted
   }
 }
 
-// The cut that takes the `wanted` largest of `items`, or all where there are no more. key_of(item) is its key. The whole
-// block calls it; ends with a barrier.
+// The cut that takes the `wanted` largest of `items`, or all where there are no more. key_of(item) is its key. The
+// whole block calls it; ends with a barrier.
 template <typename KeyOf>
 __device__ __forceinline__ Cut select_largest(SelectShared& shared, int64_t items, int64_t wanted, KeyOf key_of) {
   if (wanted <= 0) return {0xffffffffu, -1};
@@ -112,7 +114,7 @@ __device__ __forceinline__ Cut select_largest(SelectShared& shared, int64_t item
 #pragma unroll 1
   for (int shift = 24; shift >= 0; shift -= 8) {
     for (int d = threadIdx.x; d < kDigits; d += kSelectThreads) shared.count[d] = 0;
-    select_barrier();
+    __syncthreads();
 #pragma unroll 1
     for (int64_t first = run.begin; first < run.end; first += kWarp) {
       const int64_t item = first + lane_of_warp();
@@ -124,9 +126,9 @@ __device__ __forceinline__ Cut select_largest(SelectShared& shared, int64_t item
         atomicAdd(&shared.count[digit], static_cast<uint32_t>(__popc(same)));
       }
     }
-    select_barrier();
+    __syncthreads();
     if (warp_of_block() == 0) find_digit(shared, left);
-    select_barrier();
+    __syncthreads();
     if (shift == 24 && shared.all <= quota) return {0, -1};
     prefix = prefix << 8 | shared.digit;
     left = shared.left;
@@ -149,7 +151,7 @@ __device__ __forceinline__ Cut select_largest(SelectShared& shared, int64_t item
       before += __popc(mask);
     }
   }
-  select_barrier();
+  __syncthreads();
   return {prefix, shared.last};
 }
 

@@ -11,14 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import adaptive_avg_pool2d
 
-from saccade import merge
 from saccade.demo import measure
 from saccade.demo.checks import Check
 from saccade.demo.merging_presets import PRESETS, SHARES, Made, Patches, Preset, tome_plan
 from saccade.demo.patches import fit, resize
 
-__all__ = ["COLUMNS", "TIMED", "UNIT", "Point", "Study", "Timed", "patches_of", "study"]
+__all__ = ["COLUMNS", "STEPS", "TIMED", "UNIT", "Point", "Study", "Timed", "patches_of", "study"]
 
+STEPS = len(PRESETS)
 COLUMNS = (1.0, 0.5, 0.25, 0.1)  # kept ratios that are drawn
 TIMED = 0.25  # kept ratio of the table
 _PATCH = 14
@@ -96,7 +96,12 @@ class Study:
         """For result.json."""
         frames, rows, columns = self.patches.grid
         about = {"frames": frames, "grid": [rows, columns], "patch": self.patches.patch, "tokens": self.patches.count}
-        return {**about, "error_unit": UNIT, "curve": [p.to_dict() for p in self.points], "times": [t.to_dict() for t in self.timed]}
+        return {
+            **about,
+            "error_unit": UNIT,
+            "curve": [p.to_dict() for p in self.points],
+            "times": [t.to_dict() for t in self.timed],
+        }
 
 
 def patches_of(frames: NDArray[np.uint8]) -> tuple[Patches, NDArray[np.uint8]]:
@@ -164,7 +169,7 @@ def _checks(patches: Patches, points: list[Point]) -> list[Check]:
 
 @torch.no_grad()
 def study(frames: NDArray[np.uint8], advance: Callable[[], None] = lambda: None) -> Study:
-    """Every preset at all kept ratios that it can reach; `advance` is called after each preset."""
+    """Every preset at all kept ratios that it can reach; `advance` is called after each of `STEPS` steps."""
     patches, small = patches_of(frames)
     spread, points, timed = _spread(patches.pixels), list[Point](), list[Timed]()
     for preset in PRESETS:

@@ -36,11 +36,20 @@ class _Page:
 
     def text(self, x: float, y: float, text: str, size: float, *, colour: str = INK, **more: Any) -> None:
         place = x / _WIDE, 1 - y / self.height
-        self.figure.text(*place, text, fontsize=size, color=colour, **{"va": "top", "linespacing": 1.4, **more})
+        self.figure.text(
+            *place, text, fontsize=size, color=colour, parse_math=False, **{"va": "top", "linespacing": 1.4, **more}
+        )
 
     def axes(self, x: float, y: float, width: float, height: float) -> Any:
         box = x / _WIDE, 1 - (y + height) / self.height, width / _WIDE, height / self.height
         return self.figure.add_axes(box)
+
+    def bar(self, x: float, y: float, width: float, height: float, colour: str) -> None:
+        from matplotlib.patches import Rectangle
+
+        place = x / _WIDE, 1 - (y + height) / self.height
+        size = width / _WIDE, height / self.height
+        self.figure.add_artist(Rectangle(place, *size, color=colour, lw=0, transform=self.figure.transFigure))
 
     def heading(self, y: float, title: str, text: str) -> None:
         self.text(_LEFT, y, title, 14.5, fontweight="bold")
@@ -151,22 +160,15 @@ def _presets(page: _Page, top: float, study: Study, frame: int, tall: float) -> 
         axes = page.axes(x, y, wide, tall)
         if n == 0:
             _image(axes, study.frames[frame], (h, w))
-            name, about, colour = "the frame", "all tokens", INK
+            name, about = "the frame", "all tokens"
         else:
             name = PRESETS[n - 1].name
             point = study.near(name, TIMED)
             _image(axes, _rebuilt(point, study, frame), (h, w))
             about = f"{_percent(point.ratio)}, error {_percent(point.error)}"
-            colour = STYLES[name][0]
-            rule = page.axes(x, y - 0.07, wide, 0.04)
-            rule.set_facecolor(colour)
-            rule.set_xticks([])
-            rule.set_yticks([])
-            rule.set_frame_on(True)
-            for spine in rule.spines.values():
-                spine.set_visible(False)
-        page.text(x + wide / 2, top, name, 12, fontweight="bold", ha="center")
-        page.text(x + wide / 2, top + 0.21, about, 9.5, colour=SOFT, ha="center")
+            page.bar(x, y - 0.07, wide, 0.04, STYLES[name][0])
+        page.text(x + wide / 2, top + 0.14, name, 12, fontweight="bold", ha="center", va="baseline")
+        page.text(x + wide / 2, top + 0.33, about, 9.5, colour=SOFT, ha="center", va="baseline")
 
 
 @torch.no_grad()
@@ -180,35 +182,42 @@ def _hardest(study: Study) -> int:
     return int(off.argmax())
 
 
+def _name(path: Path) -> str:
+    """A file's name, of bounded length."""
+    return path.name if len(path.name) <= 40 else f"{path.name[:24]}…{path.name[-15:]}"
+
+
+def _head(page: _Page, study: Study, clip: Clip) -> None:
+    count, h, w = study.patches.grid
+    side = study.patches.patch
+    page.text(_LEFT, 0.3, "How a video gets by with fewer tokens", 23, fontweight="bold")
+    page.text(
+        _LEFT,
+        0.8,
+        f"{_name(clip.path)}: {count} frame{'s' * (count > 1)} of {h} x {w} patches, {side} x {side} pixels each, make "
+        f"{study.patches.count} tokens, before any model sees them.\nPatches are compared by the cosine of their 4 x 4 mean colours "
+        "around the clip's mean, with one constant entry so that pale and strong ones differ: nothing is trained.",
+        11.2,
+        colour=SOFT,
+    )
+
+
 def draw(path: Path, study: Study, clip: Clip) -> Path:
     """Draw the page of a clip to `path` (PNG)."""
     count, h, w = study.patches.grid
-    shape = h / w
-    rows = min(count, _MOST_ROWS)
-    cell = min(max(_CELL * shape, 0.3), 3.1)
-    small = min(max(1.6 * shape, 0.2), 2.2)
-    first = 1.32
-    second = first + 0.85 + 0.62 + rows * (cell + _GAP) + 0.3
-    third = second + 0.87 + 0.5 + small + 0.4
-    curve = 4.3
-    page = _Page(third + 0.85 + curve + 0.72)
-    page.text(_LEFT, 0.3, "How a video gets by with fewer tokens", 23, fontweight="bold")
-    frames = f"{count} frame{'s' * (count > 1)}"
-    page.text(
-        _LEFT,
-        0.72,
-        f"{clip.path.name}: {frames} of {h} x {w} patches of {study.patches.patch} x {study.patches.patch} pixels make "
-        f"{study.patches.count} tokens, before any model sees them. Patches are compared by cosine, each described by its\n"
-        "4 x 4 mean colours around the clip's mean, with one constant entry so that pale and strong patches differ: nothing is trained.",
-        11.5,
-        colour=SOFT,
-    )
+    drawn, curve = min(count, _MOST_ROWS), 4.3
+    cell, small = min(max(_CELL * h / w, 0.36), 3.1), min(max(1.6 * h / w, 0.2), 2.2)
+    first = 1.44
+    second = first + 1.77 + drawn * (cell + _GAP)
+    third = second + 1.77 + small
+    page = _Page(third + 1.57 + curve)
+    _head(page, study, clip)
     page.heading(
         first,
         "1  What merges with what (preset tome)",
         "Every group of merged patches is filled with its mean colour, with thin lines between groups; merging runs over all frames "
         "at once, so a group may be in many places and frames.\nIn each column, one group is fenced in orange: all that it encloses, "
-        "in every frame, has become a single token.",
+        "in every frame, has become a single token. The error is that of part 3.",
     )
     _groups(page, first + 0.85, study, clip, cell)
     hardest = _hardest(study)
@@ -216,8 +225,13 @@ def draw(path: Path, study: Study, clip: Clip) -> Path:
         second,
         "2  The same frame by every preset, at about a quarter of the tokens",
         f"The frame at {clip.times[hardest]:.1f} s, where they are furthest off, after unmerge: each patch is its row's mean, or the "
-        "patch that stands for it; kept ratio and error are\nthose of the whole clip. Presets that look along time alone, at one place, "
-        "pay for motion and cuts; those that compare patches anywhere do not.",
+        "patch that stands for it; kept ratio and error are those of all frames.\n"
+        + (
+            "framefusion and evs look along time alone, at one place, so motion and cuts hit them; the others but ppllava compare "
+            "patches wherever they lie."
+            if count > 1
+            else "There is only one frame here, so vidtome, framefusion and evs, which work along time, have nothing to merge."
+        ),
     )
     _presets(page, second + 0.87, study, hardest, small)
     page.heading(

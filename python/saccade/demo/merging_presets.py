@@ -196,9 +196,7 @@ def _ppllava(patches: Patches, rows: int) -> Made | None:
     else:
         return None
     # Tokens of a remainder that fills no window are shown by the last one.
-    t, h, w = (
-        (torch.arange(n) // k).clamp(max=c - 1) for n, k, c in zip(patches.grid, kernel, counts, strict=True)
-    )
+    t, h, w = ((torch.arange(n) // k).clamp(max=c - 1) for n, k, c in zip(patches.grid, kernel, counts, strict=True))
     row_of = (t[:, None, None] * counts[1] + h[:, None]) * counts[2] + w
     weights, temperature = torch.zeros(1, patches.count), merge.ppllava().temperature
 
@@ -215,6 +213,6 @@ PRESETS = (
     Preset("tomesd", "into one patch of each 2 x 2 cell (4 x 4 below 25 %)", _tomesd),
     Preset("vidtome", "into one frame, whose patches stand for what they took in", _vidtome),
     Preset("framefusion", "runs at one place over time, to their mean", _framefusion),
-    Preset("evs", "what changes least is dropped: the last one kept there stays on", _evs),
+    Preset("evs", "drops what changes least, the last one kept there is shown", _evs),
     Preset("ppllava", "windows of the grid, to their mean (here without a prompt)", _ppllava),
 )

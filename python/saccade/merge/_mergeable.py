@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-import operator
 from typing import Any
 
 import torch
 
 from saccade.merge._protect import first_tokens
-from saccade.merge.partition import Index, Partition, Strided
+from saccade.merge.partition import Index, Partition, Strided, tracing
 
 CPU = torch.device("cpu")
 
@@ -41,9 +40,8 @@ def free_sources(partition: Strided, tokens: int, places: tuple[int, ...]) -> in
     return 0 if taken == destinations else partition.sources(tokens) - (len(places) - taken)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def count_places(partition: Partition, tokens: int, window: Any, places: tuple[int, ...]) -> int:
-    """The same from positions that the host knows: nothing is read from a device, and a compiler sees a number."""
+    """The same from positions that the host knows: nothing is read from a device."""
     if not isinstance(partition, Index):
         return _remembered(partition, tokens, tuple(window) if isinstance(window, list) else window, places)
     return _count_places(partition, tokens, window, places) if partition.on_host else partition.sources(tokens)
@@ -68,17 +66,19 @@ def mergeable(
     samples: int,
     whole_batch: bool,
 ) -> int:
-    """Tokens that can be merged: in the sample that has fewest, or in all together. An upper limit where the mask is on a GPU."""
+    """Tokens that can be merged: in the sample that has fewest, or in all together.
+
+    An upper limit where that cannot be counted: a mask on a GPU, or values while a compiler or a mode traces.
+    """
     times = samples if whole_batch else 1
     if not partition.destinations(tokens):
         return 0
     if places and window is None and isinstance(partition, Strided):
         return times * free_sources(partition, tokens, places)
-    if places:
-        fewest: int = count_places(partition, operator.index(tokens), window, places)  # a symbol becomes a number
-        return times * fewest
+    if places and not tracing(CPU):
+        return times * count_places(partition, tokens, window, places)
     lists_on_host = not isinstance(partition, Index) or partition.on_host
-    if mask is None or mask.device.type != "cpu" or not lists_on_host or torch.compiler.is_compiling():
+    if mask is None or mask.device.type != "cpu" or not lists_on_host or tracing(CPU):
         return times * partition.sources(tokens)
     ranges = None if window is None else partition.ranges(tokens, window, CPU)
     counts = count(*partition.lists(tokens, CPU), ranges, mask)

@@ -195,7 +195,8 @@ def match(
         window: sources choose among destinations this near: a number of groups (Alternate, Strided), or cells (t, h, w) (Grid). It
             makes the cost proportional to N times the window.
         protect: tokens that are neither merged nor merged into: the first n, a list of positions, or a bool mask [N] or [B, N]. A mask
-            on a GPU is not read here, so r is not held against it: should too few remain, the last tokens are dropped.
+            on a GPU (or in compiled code) is not read here, so r is not held against it: should too few remain, the last tokens are
+            dropped.
         score: "cosine", "dot", or "l2" (minus the squared distance).
         heads: for a metric [B, H, N, C]: "mean" over heads, or "per_head", which plans B * H samples.
         order: of the rows. "position": as the tokens lie. "similarity": unmerged sources, the most similar first, then destinations

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal, overload
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from saccade import _dispatch
 from saccade._arguments import choice
@@ -39,6 +40,7 @@ class _Merge(torch.autograd.Function):
         return y, total, log_total
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, dy, *_):  # type: ignore[no-untyped-def]
         dx = raw("merge_bwd", ctx.impl)(dense_columns(dy), *ctx.saved_tensors, ctx.mode)
         return dx, *(None,) * 7

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -198,18 +197,13 @@ class TokenMerger(nn.Module):
         if getattr(partition, "seed", None) is not None and getattr(partition, "phase", "random") == "random":
             partition = partition.at(partition.step + index)
         samples = metric.shape[0] if self.whole_batch and r is not None else 1
-        protect: Any = self.protect
-        if self.clamp and type(partition) is Alternate and _counts(protect) and protect:
-            # As a mask: `match` counts that exactly or not at all, while of a number it takes all for sources where it reads no mask.
-            make = _first.__wrapped__ if torch.compiler.is_compiling() else _first
-            protect = make(protect, metric.shape[-2], metric.device)
         plan = match(
             metric,
             None if r is None else r * samples,
             threshold=self.threshold,
             partition=partition,
             window=self.window,
-            protect=protect,
+            protect=self.protect,
             score=self.score,
             heads=self.heads,
             order="similarity" if "similarity" in self.order else "position" if self.order == "position" else "split",
@@ -223,12 +217,6 @@ class TokenMerger(nn.Module):
 def _counts(protect: Any) -> bool:
     """Whether `protect` is a number of first tokens."""
     return protect is None or (isinstance(protect, int) and not isinstance(protect, bool))
-
-
-@functools.lru_cache(maxsize=256)
-def _first(count: int, tokens: int, device: torch.device) -> torch.Tensor:
-    """Mask [N] of the first tokens, made once: layers ask for the same ones in every forward."""
-    return torch.arange(tokens, device=device) < count
 
 
 def _identity(tokens: int, device: torch.device) -> MergePlan:

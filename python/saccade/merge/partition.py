@@ -72,7 +72,7 @@ def _fixed(partition: Partition, tokens: int, device: Device) -> tuple[torch.Ten
         return partition.lists.__wrapped__(partition, tokens, device)  # type: ignore[attr-defined,no-any-return]
 
 
-def _tracing(device: Device) -> bool:
+def tracing(device: Device) -> bool:
     """Whether a tensor made now is not one to keep: a compiler's, a mode's, or one that a CUDA graph fills when it runs."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         return True
@@ -82,7 +82,7 @@ def _tracing(device: Device) -> bool:
 def _cached(lists: Any) -> Any:
     @functools.wraps(lists)
     def call(self: Partition, tokens: int, device: Device) -> tuple[torch.Tensor, torch.Tensor]:
-        if _tracing(device):
+        if tracing(device):
             return lists(self, tokens, device)  # type: ignore[no-any-return]
         return _fixed(self, tokens, device)
 

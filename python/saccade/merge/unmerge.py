@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from saccade import _dispatch
 from saccade._dispatch import Case, Impl, raw
@@ -39,6 +40,7 @@ class _Unmerge(torch.autograd.Function):
         return raw("unmerge", impl)(y, inverse, residual, gate)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, dout):  # type: ignore[no-untyped-def]
         y, gate, inverse, ptr, members, head = ctx.saved_tensors
         dy = dgate = None
