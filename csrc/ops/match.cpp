@@ -74,6 +74,7 @@ std::tuple<Tensor, Tensor> run(const Tensor& metric, const Tensor& src, const Te
     args.ranges_stride = check_table(*ranges, ScalarType::Int, metric, "ranges", {args.batch, args.sources, -1, 2});
     args.ranges = indices_of(*ranges);
     args.range_count = static_cast<int32_t>(ranges->size(2));
+    if (args.range_count == 0) args.sources = 0;  // no source may choose anything
   }
   if (protect.has_value()) {
     args.protect_stride = check_table(*protect, ScalarType::Bool, metric, "protect", {args.batch, args.tokens});

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
 
 # Of the kernel that sums weight gradients over whole rows: heads and blocks of tokens a program takes.
-DW_HEADS = 2
+DW_HEADS = 2  # of a program; 1 where each has angles of its own, which take registers too
 DW_TILES = 8
 
 
@@ -147,9 +147,10 @@ def _row_backward(dy, x, dx, weight, args, positions, steps, align):
         tiles = -(-tokens // (config.rows * DW_TILES))
         partial = torch.empty((batch * tiles, heads * head_dim), dtype=torch.float32, device=x.device)
         common.pop("eps")
-        qk_norm_rope_row_dw_kernel[(batch * tiles * -(-heads // DW_HEADS),)](
+        unroll = 1 if common["GROUPED"] else DW_HEADS
+        qk_norm_rope_row_dw_kernel[(batch * tiles * -(-heads // unroll),)](
             x_ptr=x, dy_ptr=dy, rstd_ptr=rstd, partial_ptr=partial, tiles=tiles, tiles_per_program=DW_TILES,
-            UNROLL=DW_HEADS, ROWS=config.rows, **launch.stride_args(align, x=x, dy=dy), **common,
+            UNROLL=unroll, ROWS=config.rows, **launch.stride_args(align, x=x, dy=dy), **common,
         )  # fmt: skip
     return partial
 

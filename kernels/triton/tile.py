@@ -12,7 +12,7 @@ import os
 import triton
 import triton.language as tl
 
-INTERPRET = tl.constexpr(os.environ.get("TRITONINTERPRET", "0") == "1")
+INTERPRET = tl.constexpr(os.environ.get("TRITON_INTERPRET", "0") == "1")
 
 
 @triton.jit
@@ -81,6 +81,6 @@ def narrow(x, dtype: tl.constexpr):
     """fp32 to `dtype`, to nearest even. The interpreter cuts bfloat16 off, so there it is rounded beforehand."""
     if INTERPRET and dtype == tl.bfloat16:
         u = x.to(tl.uint32, bitcast=True)
-        u = u + (0x7FFF + ((u >> 16) & 1))
-        x = tl.where(x == x, u.to(tl.float32, bitcast=True), x)
+        u = (u + (0x7FFF + ((u >> 16) & 1))) & 0xFFFF0000
+        x = tl.where(tl.abs(x) < float("inf"), u.to(tl.float32, bitcast=True), x)
     return x.to(dtype)

@@ -63,8 +63,8 @@ def model():
     return make()
 
 
-def sample():
-    generator = torch.Generator().manual_seed(3)
+def sample(seed=3):
+    generator = torch.Generator().manual_seed(seed)
     before, (t, h, w), after = SEGMENTS
     ids = torch.randint(0, 256, (1, before + t * h * w + after), generator=generator)
     ids[:, before : before + t * h * w] = VIDEO
@@ -90,6 +90,12 @@ def run(model, **more):
     return out.detach(), grads
 
 
+def runs(model):
+    """Three inputs: the largest error of one small tensor on one input says little about either side's."""
+    outs, grads = zip(*(run(model, **sample(seed)) for seed in (3, 4, 5)), strict=True)
+    return torch.stack(outs), {name: torch.stack([g[name] for g in grads]) for name in grads[0]}
+
+
 def attributes(model):
     # rope_deltas is transformers' own cache, written by every forward.
     return [
@@ -106,12 +112,12 @@ def compare(ours, stock, true):
 
 
 def test_logits_and_gradients_keep_the_contract(model):
-    stock = run(model)
+    stock = runs(model)
     with rotary(model):
-        ours = run(model)
+        ours = runs(model)
     twin = exact.double(model)
     with exact.plain(twin):
-        compare(ours, stock, run(twin))
+        compare(ours, stock, runs(twin))
     assert not torch.equal(ours[0], stock[0]), "the swap changed nothing at all"
 
 

@@ -58,6 +58,7 @@ def merge(
     row = torch.where(row < 0, rows, row)  # one row more, for what is dropped
     total = wide.new_zeros(batch, rows + 1).scatter_add(1, row, weight)[:, :rows]
     at = row[..., None].expand(-1, -1, width)
+    mode = mode if tokens else SUM  # all rows are padding
     if mode == REPLACE:
         index = head.long().expand(batch, -1)
         y = wide.gather(1, index.clamp(min=0)[..., None].expand(-1, -1, width)).where((index >= 0)[..., None], 0.0)

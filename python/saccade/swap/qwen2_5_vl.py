@@ -25,12 +25,12 @@ __all__ = ["rotary", "text_spec_of", "turned_by", "vision_spec_of"]
 Turn = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """(q [B, Hq, S, D], k [B, Hk, S, D], positions [A, B|1, S]) -> q and k, turned."""
 
-# Fingerprints of the sources that the swap relies on: transformers 5.19 to 5.23.
+# Fingerprints of the sources that the swap relies on: transformers 5.19 to 5.24.
 _TESTED = {
-    "Qwen2_5_VLTextModel.forward": {"648b90a0c70662b1"},
+    "Qwen2_5_VLTextModel.forward": {"648b90a0c70662b1", "76b0d428baeb42de"},  # 5.24: the cache has another name
     "Qwen2_5_VLRotaryEmbedding.forward": {"08e5738ba5c1eba9"},
     "Qwen2_5_VLRotaryEmbedding.recomposition_frequencies": {"9229acb58e999fb9"},
-    "Qwen2_5_VLAttention.forward": {"9329751909242c42"},
+    "Qwen2_5_VLAttention.forward": {"9329751909242c42", "f95bad3f45b4d3d5"},
     "apply_rotary_pos_emb": {"47303886caff1139"},
     "rotate_half": {"383337a389901e48"},
     "Qwen2_5_VisionTransformerPretrainedModel.forward": {"7ccf4e4ce0e945f9"},
@@ -134,7 +134,7 @@ def _unknown(tower: nn.Module, names: tuple[str, ...]) -> str | None:
     for name, function in functions.items():
         found = fingerprint(function) if callable(function) else "missing"
         if found not in _TESTED.get(name, ()):
-            return f"{name} has an untested source ({found}); tested are those of transformers 5.19 to 5.23"
+            return f"{name} has an untested source ({found}); tested are those of transformers 5.19 to 5.24"
     return None
 
 
