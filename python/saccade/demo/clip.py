@@ -68,7 +68,6 @@ def make_clip(path: Path) -> Path:
         stream = container.add_stream(codec, rate=FRAMES_PER_SECOND)
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         stream.time_base = Fraction(1, FRAMES_PER_SECOND)
-        stream.codec_context.thread_count = 1  # the same bytes every time
         for picture in _pictures():
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode(None))
