@@ -7,7 +7,7 @@ With the members S of a row, their weights w_i (1 where none are given) and W = 
     max       y = max_{i in S} x_i, per column    dx_i = dy where i is the first member that attains it
     replace   y = x_head                          dx_head = dy
 
-and total = W. Sums are fp32 (fp64 for fp64), rounded once. Where W is 0 the mean's sum is divided by 1, and a NaN counts as the maximum. Rows
+and total = W. Sums are fp32 (fp64 for fp64), rounded once. Where W is 0 the mean is 0, and a NaN counts as the maximum. Rows
 of padding are 0, their total is 0 and its logarithm -inf; a dropped token reaches no row and has no gradient.
 """
 
