@@ -26,14 +26,14 @@ using Vecs = VecF[Span<T>::kVecs];
 
 // y = (w0 x0 + w1 x1) * scale: most rows that are merged at all have two members, and need no buffer.
 template <class T>
-void merge_two(const T* x0, const T* x1, float w0, float w1, float divisor, int64_t width, T* y) {
+void merge_two(const T* x0, const T* x1, float w0, float w1, float divisor, int64_t width, bool stream, T* y) {
   using S = Span<T>;
   S::each(width, [&](int64_t c, int64_t n) {
     Vecs<T> a, b;
     S::at(x0 + c, n, a);
     S::at(x1 + c, n, b);
     for (int v = 0; v < S::kVecs; ++v) a[v] = (a[v] * w0 + b[v] * w1) / divisor;
-    S::put(y + c, n, a);
+    S::put(y + c, n, a, stream);
   });
 }
 
@@ -80,7 +80,7 @@ void prefetch_next(const MergeArgs& a, int64_t batch, int64_t row) {
 }
 
 template <class T>
-void one_row(const MergeArgs& a, int64_t batch, int64_t row, float* space) {
+void one_row(const MergeArgs& a, int64_t batch, int64_t row, bool stream, float* space) {
   using S = Span<T>;
   const Row r = row_of(a.plan, a.rows, a.tokens, batch, row);
   const float* weight = a.weight == nullptr ? nullptr : a.weight + batch * a.weight_stride;
@@ -97,17 +97,19 @@ void one_row(const MergeArgs& a, int64_t batch, int64_t row, float* space) {
   }
   a.total[at] = total;
   a.log_total[at] = std::log(total);
-  if (r.count == 0) return (void)std::memset(y, 0, sizeof(T) * static_cast<size_t>(a.width));
+  const int64_t bytes = static_cast<int64_t>(sizeof(T)) * a.width;
+  if (r.count == 0) return (void)std::memset(y, 0, static_cast<size_t>(bytes));
   if (a.mode == Reduce::kReplace) {
     const int32_t head = a.plan.head[(a.plan.shared ? 0 : batch * a.rows) + row];
-    return (void)std::memcpy(y, row_at<T>(a.x, a.x_stride, batch, head), sizeof(T) * static_cast<size_t>(a.width));
+    return copy_row(y, row_at<T>(a.x, a.x_stride, batch, head), bytes, stream);
   }
   if (r.count == 1 && (a.mode != Reduce::kMean || total != 0.0f))  // w x / w is x
-    return (void)std::memcpy(y, token(0), sizeof(T) * static_cast<size_t>(a.width));
+    return copy_row(y, token(0), bytes, stream);
   const bool mean = a.mode == Reduce::kMean;
   const float divisor = mean && total != 0.0f ? total : 1.0f;
   if (r.count == 2 && a.mode != Reduce::kMax)
-    return merge_two(token(0), token(1), mean ? weight_of(0) : 1.0f, mean ? weight_of(1) : 1.0f, divisor, a.width, y);
+    return merge_two(token(0), token(1), mean ? weight_of(0) : 1.0f, mean ? weight_of(1) : 1.0f, divisor, a.width,
+                     stream, y);
   float *sum = space, *part = space + padded(a.width);
   if (a.mode == Reduce::kMax) {
     fill(sum, padded(a.width), -std::numeric_limits<float>::infinity());
@@ -126,12 +128,12 @@ void one_row(const MergeArgs& a, int64_t batch, int64_t row, float* space) {
   S::each(a.width, [&](int64_t c, int64_t n) {
     Vecs<T> v;
     for (int i = 0; i < S::kVecs; ++i) v[i] = load_raw<VecF>(sum + c + i * kLanes) / divisor;
-    S::put(y + c, n, v);
+    S::put(y + c, n, v, stream);
   });
 }
 
 template <class T>
-void one_token_bwd(const MergeGradArgs& a, int64_t batch, int64_t token) {
+void one_token_bwd(const MergeGradArgs& a, int64_t batch, int64_t token, bool stream) {
   using S = Span<T>;
   const int64_t b = a.plan.shared ? 0 : batch;
   const int32_t row = a.plan.inverse[b * a.tokens + token];
@@ -140,16 +142,16 @@ void one_token_bwd(const MergeGradArgs& a, int64_t batch, int64_t token) {
   if (row < 0 || (a.mode == Reduce::kReplace && a.plan.head[b * a.rows + row] != token))
     return (void)std::memset(dx, 0, bytes);
   const T* dy = row_at<T>(a.dy, a.dy_stride, batch, row);
-  if (a.mode != Reduce::kMean) return (void)std::memcpy(dx, dy, bytes);
+  if (a.mode != Reduce::kMean) return copy_row(dx, dy, static_cast<int64_t>(bytes), stream);
   const float weight = a.weight == nullptr ? 1.0f : a.weight[batch * a.weight_stride + token];
   const float total = a.total[batch * a.rows + row];
   const float share = weight / (total == 0.0f ? 1.0f : total);  // as forward divides
-  if (share == 1.0f) return (void)std::memcpy(dx, dy, bytes);
+  if (share == 1.0f) return copy_row(dx, dy, static_cast<int64_t>(bytes), stream);
   S::each(a.width, [&](int64_t c, int64_t n) {
     Vecs<T> v;
     S::at(dy + c, n, v);
     for (int i = 0; i < S::kVecs; ++i) v[i] *= share;
-    S::put(dx + c, n, v);
+    S::put(dx + c, n, v, stream);
   });
 }
 
@@ -188,11 +190,19 @@ void one_row_max_bwd(const MergeGradArgs& a, int64_t batch, int64_t row, float* 
 }  // namespace
 
 void merge(const MergeArgs& a, int64_t batch, int64_t row, float* space) {
-  SACCADE_BY_TYPE(a.dtype, one_row<T>(a, batch, row, space));
+  SACCADE_BY_TYPE(a.dtype, {
+    const bool stream = streams(a.y, a.batch * a.rows, a.width * static_cast<int64_t>(sizeof(T)));
+    one_row<T>(a, batch, row, stream, space);
+    if (stream) end_stream();
+  });
 }
 
 void merge_bwd(const MergeGradArgs& a, int64_t batch, int64_t token) {
-  SACCADE_BY_TYPE(a.dtype, one_token_bwd<T>(a, batch, token));
+  SACCADE_BY_TYPE(a.dtype, {
+    const bool stream = streams(a.dx, a.batch * a.tokens, a.width * static_cast<int64_t>(sizeof(T)));
+    one_token_bwd<T>(a, batch, token, stream);
+    if (stream) end_stream();
+  });
 }
 
 void merge_max_bwd(const MergeGradArgs& a, int64_t batch, int64_t row, float* space) {

@@ -7,6 +7,34 @@
 
 namespace saccade::cpu::SACCADE_ISA {
 
+// Past the cache: an output too large to stay in it need not be read first, which a plain store does.
+template <class V>
+inline void stream_raw(void* p, V v) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(V) == 64) return _mm512_stream_si512(static_cast<__m512i*>(p), (__m512i)v);
+#elif defined(__AVX2__)
+  if constexpr (sizeof(V) == 32) return _mm256_stream_si256(static_cast<__m256i*>(p), (__m256i)v);
+#endif
+  store_raw(p, v);
+}
+// Before another thread may read what was streamed.
+inline void end_stream() {
+#if defined(__AVX2__)
+  _mm_sfence();
+#endif
+}
+constexpr int64_t kStreamBytes = int64_t{8} << 20;
+
+inline bool streams(const void* out, int64_t rows, int64_t row_bytes) {
+  return rows * row_bytes > kStreamBytes && row_bytes % 64 == 0 && reinterpret_cast<uintptr_t>(out) % 64 == 0;
+}
+
+inline void copy_row(void* to, const void* from, int64_t bytes, bool stream) {
+  if (!stream) return (void)std::memcpy(to, from, static_cast<size_t>(bytes));
+  for (int64_t i = 0; i < bytes; i += static_cast<int64_t>(sizeof(VecF)))
+    stream_raw(static_cast<char*>(to) + i, load_raw<VecF>(static_cast<const char*>(from) + i));
+}
+
 template <class T>
 struct Span {
   using C = Chunk<T, false>;
@@ -40,6 +68,16 @@ struct Span {
   }
   static void at(const T* p, int64_t columns, VecF* v) { columns == kStep ? load(p, v) : load(p, columns, v); }
   static void put(T* p, int64_t columns, const VecF* v) { columns == kStep ? store(p, v) : store(p, columns, v); }
+  // `stream` only where every row is whole vectors
+  static void put(T* p, int64_t columns, const VecF* v, bool stream) {
+    if (!stream) return put(p, columns, v);
+    if constexpr (std::is_same_v<T, float>)
+      stream_raw(p, v[0]);
+    else if constexpr (std::is_same_v<T, BFloat16>)
+      stream_raw(p, join_words(v[0], v[1]));
+    else
+      store(p, v);
+  }
 };
 
 template <class T>
