@@ -26,13 +26,13 @@ using Vecs = VecF[Span<T>::kVecs];
 
 // y = (w0 x0 + w1 x1) * scale: most rows that are merged at all have two members, and need no buffer.
 template <class T>
-void merge_two(const T* x0, const T* x1, float w0, float w1, float divisor, int64_t width, bool stream, T* y) {
+void merge_two(const T* x0, const T* x1, float w0, float w1, float scale, int64_t width, bool stream, T* y) {
   using S = Span<T>;
   S::each(width, [&](int64_t c, int64_t n) {
     Vecs<T> a, b;
     S::at(x0 + c, n, a);
     S::at(x1 + c, n, b);
-    for (int v = 0; v < S::kVecs; ++v) a[v] = (a[v] * w0 + b[v] * w1) / divisor;
+    for (int v = 0; v < S::kVecs; ++v) a[v] = (a[v] * w0 + b[v] * w1) * scale;
     S::put(y + c, n, a, stream);
   });
 }
@@ -66,25 +66,11 @@ void fill(float* p, int64_t n, float value) {
 
 int64_t padded(int64_t width) { return ceil_div(width, 64) * 64; }
 
-// Members lie scattered, and the hardware follows a stream only once it runs: ask for the next row's beginnings.
-template <class T>
-void prefetch_next(const MergeArgs& a, int64_t batch, int64_t row) {
-  constexpr int64_t kAhead = 2, kLines = 16;
-  if (row + kAhead >= a.rows) return;
-  const Row next = row_of(a.plan, a.rows, a.tokens, batch, row + kAhead);
-  const int64_t bytes = a.width * static_cast<int64_t>(sizeof(T)), end = bytes < kLines * 64 ? bytes : kLines * 64;
-  for (int64_t i = 0; i < next.count && i < 2; ++i) {
-    const char* x = reinterpret_cast<const char*>(row_at<T>(a.x, a.x_stride, batch, next.members[i]));
-    for (int64_t b = 0; b < end; b += 64) __builtin_prefetch(x + b);
-  }
-}
-
 template <class T>
 void one_row(const MergeArgs& a, int64_t batch, int64_t row, bool stream, float* space) {
   using S = Span<T>;
   const Row r = row_of(a.plan, a.rows, a.tokens, batch, row);
   const float* weight = a.weight == nullptr ? nullptr : a.weight + batch * a.weight_stride;
-  prefetch_next<T>(a, batch, row);
   auto weight_of = [&](int64_t i) { return weight == nullptr ? 1.0f : weight[r.members[i]]; };
   auto token = [&](int64_t i) { return row_at<T>(a.x, a.x_stride, batch, r.members[i]); };
   const int64_t at = batch * a.rows + row;
@@ -106,10 +92,10 @@ void one_row(const MergeArgs& a, int64_t batch, int64_t row, bool stream, float*
   if (r.count == 1 && (a.mode != Reduce::kMean || total != 0.0f))  // w x / w is x
     return copy_row(y, token(0), bytes, stream);
   const bool mean = a.mode == Reduce::kMean;
-  const float divisor = mean && total != 0.0f ? total : 1.0f;
+  const float scale = mean && total != 0.0f ? 1.0f / total : 1.0f;
   if (r.count == 2 && a.mode != Reduce::kMax)
-    return merge_two(token(0), token(1), mean ? weight_of(0) : 1.0f, mean ? weight_of(1) : 1.0f, divisor, a.width,
-                     stream, y);
+    return merge_two(token(0), token(1), mean ? weight_of(0) : 1.0f, mean ? weight_of(1) : 1.0f, scale, a.width, stream,
+                     y);
   float *sum = space, *part = space + padded(a.width);
   if (a.mode == Reduce::kMax) {
     fill(sum, padded(a.width), -std::numeric_limits<float>::infinity());
@@ -127,7 +113,7 @@ void one_row(const MergeArgs& a, int64_t batch, int64_t row, bool stream, float*
   }
   S::each(a.width, [&](int64_t c, int64_t n) {
     Vecs<T> v;
-    for (int i = 0; i < S::kVecs; ++i) v[i] = load_raw<VecF>(sum + c + i * kLanes) / divisor;
+    for (int i = 0; i < S::kVecs; ++i) v[i] = load_raw<VecF>(sum + c + i * kLanes) * scale;
     S::put(y + c, n, v, stream);
   });
 }
