@@ -1,4 +1,4 @@
-"""The picture of a run: effective bandwidth of every provider per case against the copy, and the roofline."""
+"""The picture of a run: every provider per case against the roof that bounds it, copy or matrix product, and the roofline."""
 
 from __future__ import annotations
 
@@ -23,24 +23,33 @@ def grouped(rows: Sequence[Row]) -> list[list[Row]]:
     return list(groups.values())
 
 
-def _bars(axes: Any, rows: Sequence[Row], roof: float) -> None:
+def _scale(rows: Sequence[Row], roofs: Roofs) -> tuple[list[float], float, str]:
+    """Lengths of the bars, the roof that bounds this case, and what they are: bandwidth, or operations where they take longer."""
+    first = rows[0]
+    rate = roofs.matmul_tflops.get("float32", 0.0)  # the same floor for every dtype: peers may be above it
+    if rate and first.flops / rate / 1e12 > first.bytes / roofs.copy_gbps / 1e9:
+        return [r.tflops or 0.0 for r in rows], rate, "TFLOP/s of the operations counted; dashed: torch matmul, fp32"
+    copy = next((r.gbps for r in rows if r.role == "copy" and r.gbps), roofs.copy_gbps)
+    return [r.gbps or 0.0 for r in rows], copy, "GB/s of the bytes that must move; dashed: torch copy_"
+
+
+def _bars(axes: Any, rows: Sequence[Row], roofs: Roofs) -> None:
     names = [r.provider for r in rows]
-    widths = [r.gbps or 0.0 for r in rows]
+    widths, roof, meaning = _scale(rows, roofs)
     places = range(len(rows))
     axes.barh(places, widths, color=[COLOURS[r.role] for r in rows], height=0.72)
-    copy = next((r.gbps for r in rows if r.role == "copy" and r.gbps), roof)
-    axes.axvline(copy, color="black", linewidth=0.8, linestyle="--")
-    limit = 1.45 * max([copy, *widths])
-    for place, row in zip(places, rows, strict=True):
+    axes.axvline(roof, color="black", linewidth=0.8, linestyle="--")
+    limit = 1.45 * max([roof, *widths])
+    for place, row, width in zip(places, rows, widths, strict=True):
         label = f"{row.value:.4g} ms" if row.status == "ok" and row.value else f"{row.status}"
         if row.speedup_eager and row.role == "ours":
             label += f", {row.speedup_eager:.1f}x eager"
-        axes.text((row.gbps or 0.0) + 0.01 * limit, place, label, va="center", fontsize=6, bbox=PAPER)
+        axes.text(width + 0.01 * limit, place, label, va="center", fontsize=6, bbox=PAPER)
     axes.set_yticks(list(places), names, fontsize=6)
     axes.invert_yaxis()
     axes.set_xlim(0, limit)
     axes.tick_params(axis="x", labelsize=6)
-    axes.set_xlabel("GB/s of the bytes that must move; dashed: torch copy_", fontsize=6)
+    axes.set_xlabel(meaning, fontsize=6)
     axes.set_title(f"{rows[0].case}, {rows[0].mode}\n{rows[0].dtype}, {rows[0].shape}", fontsize=7)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
@@ -80,7 +89,7 @@ def draw(path: Path, rows: Sequence[Row], roofs: Roofs, caption: str) -> bool:
     figure, grid = plt.subplots(lines, COLUMNS, figsize=(5.2 * COLUMNS, 2.4 * lines + 0.5), squeeze=False)
     cells = list(grid.flat)
     for axes, group in zip(cells, groups, strict=False):
-        _bars(axes, group, roofs.copy_gbps)
+        _bars(axes, group, roofs)
     _roofline(cells[len(groups)], groups, roofs)
     for axes in cells[count:]:
         axes.set_visible(False)
