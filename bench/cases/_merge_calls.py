@@ -9,13 +9,12 @@ from typing import Any
 import torch
 
 import saccade
-from bench.cases import Call, Expected, Problem, Provider, Refused, Request
+from bench.cases import Call, Counts, Expected, Problem, Provider, Request
 from bench.cases import _merge_peers as peers
+from bench.cases._runs import Run, free, refusable
 from bench.gate import largest_error
 from saccade import merge as m
 from saccade.merge import Alternate, Grid, Partition
-
-Run = Callable[[], Any]
 
 
 def _values(shape: Sequence[int], dtype: str, request: Request, seed: int) -> torch.Tensor:
@@ -27,28 +26,10 @@ def _impls(request: Request) -> tuple[str, ...]:
     return ("cuda", "triton") if request.device == "cuda" else ("cpu",)
 
 
-def _refusable(run: Run) -> Any:
-    """Run; the dispatcher's refusal of an explicit `impl` becomes a row of its own."""
-    try:
-        return run()
-    except ValueError as error:
-        if str(error).startswith("impl:"):
-            raise Refused(str(error)) from error
-        raise
-
-
-def _free(run: Run) -> Run:
-    def without() -> Any:
-        with torch.no_grad():
-            return run()
-
-    return without
-
-
 def _ours(impl: str, run: Run, outputs: Callable[[], Sequence[torch.Tensor]] | None) -> Provider:
     def make() -> Call:
-        _refusable(_free(run))
-        return Call([_free(run)], outputs, warm=_free(run))
+        refusable(free(run))
+        return Call([free(run)], outputs, warm=free(run))
 
     return Provider(f"saccade {impl}", "ours", make, version=saccade.__version__)
 
@@ -61,7 +42,7 @@ def _peer(
     def make() -> Call:
         function = torch.compile(run, dynamic=False) if role == "compile" else run
         check = None if outputs is None else (lambda: outputs(function(*arguments)))
-        return Call([_free(lambda: function(*arguments))], check)
+        return Call([free(lambda: function(*arguments))], check)
 
     return Provider(name, role, make, "plain", torch.__version__)  # type: ignore[arg-type]
 
@@ -75,7 +56,7 @@ def _tomesd(make: Callable[[Any], Run]) -> Provider:
     def build() -> Call:
         import tomesd.merge
 
-        return Call([_free(make(tomesd.merge))])
+        return Call([free(make(tomesd.merge))])
 
     return Provider("tomesd", "peer", build, "plain", found)
 
@@ -85,8 +66,6 @@ def _copy(x: torch.Tensor) -> Provider:
         target = torch.empty_like(x)
         target.fill_(0)
         return Call([lambda: target.copy_(x)])
-
-    from bench.cases import Counts
 
     return Provider("torch copy_", "copy", make, version=torch.__version__, counts=Counts(2 * x.nbytes))
 
@@ -201,7 +180,7 @@ def _merge_backward(
     def gradient(name: str, role: str, run: Callable[[torch.Tensor], torch.Tensor], level: str) -> Provider:
         def make() -> Call:
             leaf = x.detach().requires_grad_()
-            y = _refusable(lambda: run(leaf))
+            y = refusable(lambda: run(leaf))
             call = lambda: torch.autograd.grad(y, leaf, dy, retain_graph=True)  # noqa: E731
             return Call([call], call, capturable=False)
 

@@ -13,24 +13,24 @@ Lists = tuple[torch.Tensor, torch.Tensor]
 _ROWS = 1024  # of the float64 score matrix at once
 
 
-def match(metric: torch.Tensor, src: torch.Tensor, dst: torch.Tensor, r: int) -> Any:
+def _match(a: torch.Tensor, b: torch.Tensor, r: int) -> Any:
     """Score and place of the best destination [B, A], sources to keep and to merge, and the destinations of the latter."""
-    unit = metric / metric.norm(dim=-1, keepdim=True)
-    scores = unit[:, src] @ unit[:, dst].mT
-    best, place = scores.max(-1)
+    best, place = (a @ b.mT).max(-1)
     order = best.argsort(-1, descending=True)
     merged, kept = order[:, :r], order[:, r:]
     return best, place, kept, merged, place.gather(-1, merged)
+
+
+def match(metric: torch.Tensor, src: torch.Tensor, dst: torch.Tensor, r: int) -> Any:
+    """`_match` of the rows that two lists name."""
+    unit = metric / metric.norm(dim=-1, keepdim=True)
+    return _match(unit[:, src], unit[:, dst], r)
 
 
 def match_alternate(metric: torch.Tensor, r: int) -> Any:
-    """The same for alternating tokens, whose lists are views."""
+    """`_match` of alternating tokens, whose lists are views."""
     unit = metric / metric.norm(dim=-1, keepdim=True)
-    scores = unit[:, ::2] @ unit[:, 1::2].mT
-    best, place = scores.max(-1)
-    order = best.argsort(-1, descending=True)
-    merged, kept = order[:, :r], order[:, r:]
-    return best, place, kept, merged, place.gather(-1, merged)
+    return _match(unit[:, ::2], unit[:, 1::2], r)
 
 
 def exact_best(metric: torch.Tensor, src: torch.Tensor, dst: torch.Tensor) -> torch.Tensor:

@@ -10,9 +10,10 @@ import torch
 import torch._functorch.config
 
 import saccade
-from bench.cases import Call, Counts, Provider, Refused
+from bench.cases import Call, Counts, Provider
 from bench.cases._rope_oracle import Norm
 from bench.cases._rope_peers import Peer, installed
+from bench.cases._runs import free, refusable
 from saccade.rope import RopeSpec, apply_rope, qk_norm_rope
 
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -46,16 +47,6 @@ def _scratch(inputs: Inputs) -> list[Pair]:
     ]
 
 
-def _free(run: Callable[[], Any]) -> Callable[[], Any]:
-    """The call without autograd, as in inference; weights that require grad would save their inputs."""
-
-    def without() -> Any:
-        with torch.no_grad():
-            return run()
-
-    return without
-
-
 def _ours(inputs: Inputs, impl: str, inplace: bool) -> Callable[[torch.Tensor, torch.Tensor], Any]:
     norm, spec, positions = inputs.norm, inputs.spec, inputs.positions
 
@@ -80,16 +71,6 @@ def _ours(inputs: Inputs, impl: str, inplace: bool) -> Callable[[torch.Tensor, t
     return run
 
 
-def _refusable(run: Callable[[], Any]) -> Any:
-    """Run; the dispatcher's refusal of an explicit `impl` becomes a row of its own."""
-    try:
-        return run()
-    except ValueError as error:
-        if str(error).startswith("impl:"):
-            raise Refused(str(error)) from error
-        raise
-
-
 def _forward_call(
     inputs: Inputs, run: Callable[..., Any], *, writes: bool = False, warm: Callable[[], Any] | None = None
 ) -> Call:
@@ -103,7 +84,7 @@ def _forward_call(
         with torch.no_grad():
             return run(q, k)  # type: ignore[no-any-return]
 
-    runs = [_free(lambda q=q, k=k: run(q, k)) for q, k in pairs]
+    runs = [free(lambda q=q, k=k: run(q, k)) for q, k in pairs]
     return Call(runs, outputs, warm)
 
 
@@ -140,13 +121,13 @@ def ours(inputs: Inputs, impl: str, mode: str, inplace: bool) -> Call:
     if mode == "backward":
         norm = inputs.norm
         weights = [] if norm is None else [w.detach().clone().requires_grad_() for w in (norm.q_weight, norm.k_weight)]
-        return _refusable(  # type: ignore[no-any-return]
+        return refusable(  # type: ignore[no-any-return]
             lambda: _backward_call(inputs, lambda q, k: run(q, k, weights=tuple(weights)), weights)
         )
     q, k = (x[:, :, :64].clone() for x in inputs.pairs[0])
     place = inputs.positions[..., :64].contiguous()
-    warm = _free(lambda: run(q, k, place))
-    _refusable(warm)
+    warm = free(lambda: run(q, k, place))
+    refusable(warm)
     return _forward_call(inputs, run, writes=inplace, warm=warm)
 
 

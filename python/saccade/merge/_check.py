@@ -16,6 +16,11 @@ def names(dtypes: Sequence[torch.dtype]) -> str:
     return ", ".join(str(d).removeprefix("torch.") for d in dtypes)
 
 
+def dense_columns(x: torch.Tensor) -> torch.Tensor:
+    """`x` with a last stride of 1, which kernels read: a copy only where it has another (gradients of a sum have 0)."""
+    return x if x.stride(-1) == 1 or x.shape[-1] <= 1 else x.contiguous()
+
+
 def check_values(name: str, x: Any, form: str = "[B, N, D]") -> torch.Tensor:
     """`x` as it came, a float tensor of the dimensions of `form` whose last stride is 1 (a copy where it is not)."""
     if not isinstance(x, torch.Tensor):
@@ -25,7 +30,7 @@ def check_values(name: str, x: Any, form: str = "[B, N, D]") -> torch.Tensor:
         raise ValueError(f"{name}: expected {dims} dimensions {form}, got shape {list(x.shape)}")
     if x.dtype not in DTYPES:
         raise TypeError(f"{name}: expected dtype {names(DTYPES)}, got {str(x.dtype).removeprefix('torch.')}")
-    return x if x.stride(-1) == 1 or x.shape[-1] <= 1 else x.contiguous()
+    return dense_columns(x)
 
 
 def check_like(name: str, x: Any, like: torch.Tensor, of: str, shape: Sequence[int]) -> torch.Tensor:
@@ -37,7 +42,7 @@ def check_like(name: str, x: Any, like: torch.Tensor, of: str, shape: Sequence[i
     if x.dtype != like.dtype:
         raise TypeError(f"{name}: expected the dtype of {of}, {names([like.dtype])}, got {names([x.dtype])}")
     check_device(name, x, like, of)
-    return x if x.stride(-1) == 1 or x.shape[-1] <= 1 else x.contiguous()
+    return dense_columns(x)
 
 
 def check_device(name: str, x: torch.Tensor, like: torch.Tensor, of: str) -> None:

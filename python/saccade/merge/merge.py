@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 from saccade import _dispatch
 from saccade._arguments import choice
 from saccade._dispatch import Case, Impl, raw
-from saccade.merge._check import check_values, check_weights, float64_refusals
+from saccade.merge._check import check_values, check_weights, dense_columns, float64_refusals
 from saccade.merge.plan import MergePlan
 from saccade.reference import merge as reference
 
@@ -21,11 +21,6 @@ _MODES = {"mean": reference.MEAN, "sum": reference.SUM, "max": reference.MAX, "r
 
 def _case(x: torch.Tensor, plan: MergePlan, size: torch.Tensor | None = None, **_: Any) -> Case:
     return _dispatch.case_of(x, refused=float64_refusals(x))
-
-
-def dense_columns(d: torch.Tensor) -> torch.Tensor:
-    """A gradient with a last stride of 1; expanded ones (of a sum) have 0."""
-    return d if d.stride(-1) == 1 or d.shape[-1] <= 1 else d.contiguous()
 
 
 class _Merge(torch.autograd.Function):
