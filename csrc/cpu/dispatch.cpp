@@ -2,8 +2,11 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "attention_kernels.h"
+#include "axial_kernels.h"
 #include "kernels.h"
 #include "merge_kernels.h"
+#include "planning_kernels.h"
 
 namespace saccade::cpu {
 namespace {
@@ -44,5 +47,11 @@ const Table& choose(const Table& baseline, const Table& avx2, const Table& avx51
 const Kernels& kernels(Dtype dtype) { return dtype == Dtype::kFloat64 ? kFloat64Kernels : SACCADE_CHOOSE(kKernels); }
 
 const MergeKernels& merge_kernels() { return SACCADE_CHOOSE(kMergeKernels); }
+
+const PlanningKernels& planning_kernels() { return SACCADE_CHOOSE(kPlanningKernels); }
+
+const AxialKernels& axial_kernels() { return SACCADE_CHOOSE(kAxialKernels); }
+
+const AttentionKernels& attention_kernels() { return SACCADE_CHOOSE(kAttentionKernels); }
 
 }  // namespace saccade::cpu

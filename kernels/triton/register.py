@@ -9,6 +9,14 @@ from typing import Any
 import torch
 
 from saccade._triton.apply_rope import apply_rope, apply_rope_
+from saccade._triton.attention_bias_grad import attention_bias_grad
+from saccade._triton.attention_columns import attention_columns
+from saccade._triton.attention_rows import attention_rows
+from saccade._triton.axial_attention import axial_attention
+from saccade._triton.axial_attention_bwd import axial_attention_bwd
+from saccade._triton.block_pool import block_pool
+from saccade._triton.block_select import block_select
+from saccade._triton.block_transpose import block_transpose
 from saccade._triton.keep_top import keep_top
 from saccade._triton.knn_density import knn_density
 from saccade._triton.launch import empty_like
@@ -21,13 +29,17 @@ from saccade._triton.prompt_pool3d_bwd import prompt_pool3d_bwd
 from saccade._triton.qk_norm_rope import qk_norm_rope, qk_norm_rope_, qk_norm_rope_bwd
 from saccade._triton.rope_freq_grad import rope_freq_grad
 from saccade._triton.row_similarity import row_similarity
+from saccade._triton.sparse_attention import sparse_attention
+from saccade._triton.sparse_attention_bwd import sparse_attention_bwd
 from saccade._triton.unmerge import unmerge
 
 ROPE = apply_rope, apply_rope_, rope_freq_grad, qk_norm_rope, qk_norm_rope_, qk_norm_rope_bwd
 MERGE = (
     match, merge_plan, merge, merge_bwd, unmerge, prompt_pool3d, prompt_pool3d_bwd, row_similarity, keep_top, knn_density,
 )  # fmt: skip
-OPS = {f.__name__: f for f in (*ROPE, *MERGE)}
+ATTENTION = sparse_attention, sparse_attention_bwd, attention_bias_grad, axial_attention, axial_attention_bwd
+PLANNING = block_pool, block_select, block_transpose, attention_rows, attention_columns
+OPS = {f.__name__: f for f in (*ROPE, *MERGE, *ATTENTION, *PLANNING)}
 
 _library: torch.library.Library | None = None  # ops live as long as it does
 

@@ -99,7 +99,8 @@ def test_shared_memory_is_read_16_bytes_at_a_time(measured: dict[str, dict[str, 
             assert "LDS.128" in usage.sass, f"{kernel} on sm_{arch}"
 
 
-TENSOR_CORES = [k for k in KERNELS if re.match(r"(match|knn_density)_kernel<B?Float16", k[1])]
+ON_TENSOR_CORES = "match|knn_density|sparse_attention|sparse_attention_bwd|attention_bias_grad"
+TENSOR_CORES = [k for k in KERNELS if re.match(rf"({ON_TENSOR_CORES})_kernel<B?Float16", k[1])]
 
 
 @pytest.mark.parametrize(("source", "kernel"), TENSOR_CORES)

@@ -1,17 +1,16 @@
 // Enough of CUDA C++ for g++ to run the kernels of kernels/cuda on the CPU: one std::thread per CUDA thread, a barrier
 // per block and per warp. Blocks run one after the other on the same threads. Under -fsanitize=thread a missing
-// __syncthreads() is a reported data race; what it cannot show is written in README.md beside this file.
+// __syncthreads() is a reported data race; what it cannot show is written in README.md beside this file. With
+// SACCADE_EMULATION_FIBERS the threads of a block take turns on one thread instead, which is many times faster.
 #pragma once
 #include <algorithm>
 #include <atomic>
-#include <barrier>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <memory>
-#include <thread>
 #include <vector>
 
 #define __global__
@@ -33,20 +32,24 @@ struct dim3 {
 inline thread_local dim3 threadIdx, blockIdx;
 inline dim3 blockDim, gridDim;
 
+#include "emulation_threads.h"
+
 namespace saccade::emulation {
 
 constexpr unsigned kWarpSize = 32;
 
 struct Warp {
-  std::barrier<> barrier;
+  Barrier barrier;
   uint32_t slot[kWarpSize] = {};
-  uint32_t wide[kWarpSize][6] = {};  // of tensor_core_emulation.h
+  // Of tensor_core_emulation.h: two in turn, so that what one exchange shows is read before the next but one begins.
+  uint32_t wide[2][kWarpSize][6] = {};
+  unsigned turn[kWarpSize] = {};
   unsigned lanes;
   explicit Warp(unsigned lanes) : barrier(lanes), lanes(lanes) {}
 };
 
 struct Block {
-  std::barrier<> barrier;
+  Barrier barrier;
   std::vector<std::unique_ptr<Warp>> warps;
   std::vector<int> votes;
   std::vector<unsigned char> shared;
@@ -90,9 +93,7 @@ inline void run(dim3 grid, int threads, size_t shared_bytes, const std::function
       }
     }
   };
-  std::vector<std::thread> workers;
-  for (int i = 0; i < threads; ++i) workers.emplace_back(body, i);
-  for (auto& worker : workers) worker.join();
+  run_threads(threads, body);
   block = nullptr;
 }
 
@@ -213,6 +214,11 @@ inline int __ffs(int bits) { return __builtin_ffs(bits); }
 template <typename V>
 V atomicAdd(V* p, V value) {
   return std::atomic_ref<V>(*p).fetch_add(value, std::memory_order_relaxed);
+}
+
+template <typename V>
+V atomicOr(V* p, V value) {
+  return std::atomic_ref<V>(*p).fetch_or(value, std::memory_order_relaxed);
 }
 
 template <typename V>

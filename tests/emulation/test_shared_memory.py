@@ -6,15 +6,21 @@ import json
 
 import pytest
 import torch
+from emulation.attention_cases import problem as attention_problem
 from emulation.cases import F16, Case, problem
 from emulation.cuda_emulator import HERE, library
 from emulation.test_apply_rope import run as run_apply_rope
+from emulation.test_attention_bias_grad import run as run_bias_grad
 from emulation.test_knn_density import run as run_knn_density
 from emulation.test_match import places
 from emulation.test_match import run as run_match
 from emulation.test_qk_norm_rope import run as run_qk_norm_rope
 from emulation.test_qk_norm_rope import run_backward, weights
 from emulation.test_rope_freq_grad import run as run_rope_freq_grad
+from emulation.test_sparse_attention import run as run_attention
+from emulation.test_sparse_attention_bwd import run as run_attention_bwd
+
+from saccade.attention.layout import BlockLayout
 
 TABLE = json.loads((HERE.parent / "build" / "resources.json").read_text())
 
@@ -50,5 +56,20 @@ def test_the_largest_tile_is_inside_the_budget(op: str) -> None:
         run_match(torch.ones(3, 4, 192, dtype=F16), places([0, 1]), places([2, 3]))
     else:  # the longest lists
         run_knn_density(torch.ones(1, 32, 8, dtype=F16), 32)
+    largest, granted = library(op).emulated_largest_shared(), TABLE[op]["dynamic_shared"]
+    assert largest == granted
+
+
+@pytest.mark.parametrize("op", ["sparse_attention", "sparse_attention_bwd", "attention_bias_grad"])
+def test_the_widest_heads_are_inside_the_budget(op: str) -> None:
+    p = attention_problem(BlockLayout.dense(3, 3), width=256, bias=(1, 1))
+    library(op).emulated_largest_shared()
+    rows = torch.zeros(1, 1, 3)
+    if op == "sparse_attention":
+        run_attention(p)
+    elif op == "sparse_attention_bwd":
+        run_attention_bwd(p, p.q, None, p.q, rows)
+    else:
+        run_bias_grad(p, p.q, rows, rows)
     largest, granted = library(op).emulated_largest_shared(), TABLE[op]["dynamic_shared"]
     assert largest == granted

@@ -18,6 +18,19 @@ __device__ __forceinline__ void load_matrices(uint32_t (&matrix)[4], const void*
 #endif
 }
 
+// The same of the transposed matrices: the lane gets elements 2 * (l % 4) and the next of column l / 4.
+__device__ __forceinline__ void load_transposed(uint32_t (&matrix)[4], const void* row) {
+#ifdef __CUDACC__
+  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(matrix[0]), "=r"(matrix[1]), "=r"(matrix[2]), "=r"(matrix[3])
+               : "r"(address)
+               : "memory");
+#else
+  emulation::load_transposed(matrix, row);
+#endif
+}
+
 // sum += a b, for a [16, 16] (matrices: rows 0-7 and 8-15 of columns 0-7, then of columns 8-15), b [16, 8] by columns,
 // sum [16, 8]: lane l holds columns 2 * (l % 4) and the next of rows l / 4 and l / 4 + 8.
 template <typename T>

@@ -1,0 +1,16 @@
+// Launch declarations of attention_rows on a GPU. Plain C++: no torch, no CUDA header.
+#pragma once
+#include "../attention_args.h"
+
+namespace saccade {
+
+// Bytes that `workspace` must hold (16-byte aligned, contents arbitrary). Depends on shapes alone, never on the device.
+int64_t attention_rows_workspace_cuda(const AttentionMapArgs& args);
+
+// Writes lse and entropy [B, H, R] on `stream`, a cudaStream_t of the current device. float32, float16 and bfloat16,
+// head_dim up to 256.
+// Never waits, allocates nothing, and can be captured in a CUDA graph. Returns null, or a text that says why nothing
+// was launched.
+const char* attention_rows_cuda(const AttentionMapArgs& args, void* stream);
+
+}  // namespace saccade

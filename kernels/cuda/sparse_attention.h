@@ -1,0 +1,16 @@
+// Launch declarations of sparse_attention on a GPU. Plain C++: no torch, no CUDA header.
+#pragma once
+#include "../attention_args.h"
+
+namespace saccade {
+
+// Bytes that `workspace` must hold (16-byte aligned, contents arbitrary). Depends on shapes alone, never on the device.
+int64_t sparse_attention_workspace_cuda(const SparseAttentionArgs& args);
+
+// Writes out and lse on `stream`, a cudaStream_t of the current device. float16 and bfloat16, head_dim a multiple of 8
+// up to 256.
+// Never waits, allocates nothing, and can be captured in a CUDA graph. Returns null, or a text that says why nothing
+// was launched.
+const char* sparse_attention_cuda(const SparseAttentionArgs& args, void* stream);
+
+}  // namespace saccade
