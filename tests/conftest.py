@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 import torch
+from interpreted import Worker
 
 from saccade._load import BINARY
 
@@ -52,3 +56,11 @@ def implementation(request: pytest.FixtureRequest) -> tuple[str, str]:
         return request.param, "cuda"
     assert BINARY.problem is None, BINARY.problem
     return "cpu", "cpu"
+
+
+@pytest.fixture(scope="module")
+def worker(request: pytest.FixtureRequest) -> Iterator[Worker]:
+    """The interpreting process of the test module's `cases`."""
+    worker = Worker(Path(request.module.cases.__file__))
+    yield worker
+    worker.close()

@@ -1,4 +1,7 @@
-"""A process in which Triton interprets: the choice is made when Triton is first imported, so the checks run apart from pytest."""
+"""A process in which Triton interprets: the choice is made when Triton is first imported, so the checks run apart from pytest.
+
+A family's checks are a program, `triton_cases*.py`: it fills a table of checks, which needs no Triton to be read, and serves it.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,19 @@ import json
 import os
 import subprocess
 import sys
+import traceback
+from collections.abc import Callable, Mapping
 from pathlib import Path
+
+TESTS = Path(__file__).parent
 
 
 class Worker:
-    """Runs a script that reads the name of a check per line and answers with a JSON line, `{"problem": ...}`."""
+    """Runs a program that serves its checks."""
 
     def __init__(self, script: Path) -> None:
-        environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+        places = os.pathsep.join(filter(None, (str(TESTS), os.environ.get("PYTHONPATH"))))
+        environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": places}
         self.process = subprocess.Popen(
             [sys.executable, "-W", "ignore", str(script)],
             stdin=subprocess.PIPE,
@@ -38,3 +46,14 @@ class Worker:
         assert self.process.stdin
         self.process.stdin.close()
         self.process.wait(timeout=30)
+
+
+def serve(checks: Mapping[str, Callable[[], None]]) -> None:
+    """Read the name of a check per line and answer with a JSON line, `{"problem": ...}`, until the input ends."""
+    for line in sys.stdin:
+        try:
+            checks[line.strip()]()
+            answer = {"problem": None}
+        except Exception:
+            answer = {"problem": traceback.format_exc()}
+        print(json.dumps(answer), flush=True)

@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 pytest.importorskip("triton", reason="not run: Triton is not installed")
 
+from attention import triton_cases_axial as cases
 from interpreted import Worker
 
-sys.path.insert(0, str(Path(__file__).parent))
-import triton_cases_axial
 
-
-@pytest.fixture(scope="module")
-def worker() -> Iterator[Worker]:
-    worker = Worker(Path(triton_cases_axial.__file__))
-    yield worker
-    worker.close()
-
-
-@pytest.mark.parametrize("name", triton_cases_axial.CHECKS)
+@pytest.mark.parametrize("name", cases.CHECKS)
 def test_interpreted(worker: Worker, name: str) -> None:
     problem = worker.run(name)
     assert problem is None, problem

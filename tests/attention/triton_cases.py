@@ -4,15 +4,13 @@ a check per line and answers with a JSON line. Names come from `CHECKS`, which n
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-import sys
-import traceback
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from attention_cases import LAYOUTS, expected, inputs, normal
+from attention.attention_cases import LAYOUTS, expected, inputs, normal
+from interpreted import serve
 
 from saccade.attention import BlockLayout
 from saccade.reference.block_transpose import block_transpose as reference_transpose
@@ -296,16 +294,5 @@ def registered():
 check(registered)
 
 
-def main() -> None:
-    """Answer names with JSON lines, until the input ends."""
-    for line in sys.stdin:
-        try:
-            CHECKS[line.strip()]()
-            answer = {"problem": None}
-        except Exception:
-            answer = {"problem": traceback.format_exc()}
-        print(json.dumps(answer), flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    serve(CHECKS)

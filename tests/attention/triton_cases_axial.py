@@ -3,15 +3,13 @@ check per line and answers with a JSON line. Names come from `CHECKS`, which nee
 
 from __future__ import annotations
 
-import json
 import math
-import sys
-import traceback
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from axial_cases import EMPTY, FIXED, LARGE, Problem, expected, inputs
+from attention.axial_cases import EMPTY, FIXED, LARGE, Problem, expected, inputs
+from interpreted import serve
 
 from saccade.reference import axial_attention as reference
 from saccade.testing import check_budget
@@ -107,16 +105,5 @@ for _name in ("time", "time, class token", "time, mean", "ragged windows, text")
     check(not_finite_case, _name, "v", math.inf)
 
 
-def main() -> None:
-    """Answer names with JSON lines, until the input ends."""
-    for line in sys.stdin:
-        try:
-            CHECKS[line.strip()]()
-            answer = {"problem": None}
-        except Exception:
-            answer = {"problem": traceback.format_exc()}
-        print(json.dumps(answer), flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    serve(CHECKS)

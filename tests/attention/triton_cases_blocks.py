@@ -3,16 +3,14 @@ the name of a check per line and answers with a JSON line. Names come from `CHEC
 
 from __future__ import annotations
 
-import json
 import math
-import sys
-import traceback
 from collections.abc import Callable
 from typing import Any
 
-import block_cases as cases
 import torch
-from attention_cases import inputs, normal
+from attention import block_cases as cases
+from attention.attention_cases import inputs, normal
+from interpreted import serve
 
 from saccade.reference.attention_columns import attention_columns as columns_reference
 from saccade.reference.attention_rows import attention_rows as rows_reference
@@ -136,16 +134,5 @@ check(contained, math.inf)
 check(empty)
 
 
-def main() -> None:
-    """Answer names with JSON lines, until the input ends."""
-    for line in sys.stdin:
-        try:
-            CHECKS[line.strip()]()
-            answer = {"problem": None}
-        except Exception:
-            answer = {"problem": traceback.format_exc()}
-        print(json.dumps(answer), flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    serve(CHECKS)

@@ -1,4 +1,4 @@
-"""ctypes mirrors of kernels/attention_args.h; sizes are checked against the compiler's in test_attention_structs.py."""
+"""ctypes mirrors of kernels/attention_args.h; sizes are checked against the compiler's in test_structs.py."""
 
 from __future__ import annotations
 

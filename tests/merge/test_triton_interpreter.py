@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 pytest.importorskip("triton", reason="not run: Triton is not installed")
 
 from interpreted import Worker
-from merge import triton_cases
+from merge import triton_cases as cases
 
 
-@pytest.fixture(scope="module")
-def worker() -> Iterator[Worker]:
-    worker = Worker(Path(triton_cases.__file__))
-    yield worker
-    worker.close()
-
-
-@pytest.mark.parametrize("name", triton_cases.CHECKS)
+@pytest.mark.parametrize("name", cases.CHECKS)
 def test_interpreted(worker: Worker, name: str) -> None:
     problem = worker.run(name)
     assert problem is None, problem

@@ -3,14 +3,12 @@ check per line and answers with a JSON line. Names come from `CHECKS`, which nee
 
 from __future__ import annotations
 
-import json
 import math
-import sys
-import traceback
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from interpreted import serve
 
 from saccade.reference.keep_top import keep_top as reference_keep_top
 from saccade.reference.knn_density import knn_density as reference_knn_density
@@ -538,16 +536,5 @@ def registered():
 check(registered)
 
 
-def main() -> None:
-    """Answer names with JSON lines, until the input ends."""
-    for line in sys.stdin:
-        try:
-            CHECKS[line.strip()]()
-            answer = {"problem": None}
-        except Exception:
-            answer = {"problem": traceback.format_exc()}
-        print(json.dumps(answer), flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    serve(CHECKS)

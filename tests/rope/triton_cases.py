@@ -3,15 +3,13 @@ line and answers with a JSON line. Names come from `CHECKS`, which needs no Trit
 
 from __future__ import annotations
 
-import json
 import math
-import sys
-import traceback
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
+from interpreted import serve
 
 from saccade.reference.apply_rope import apply_rope as reference_rope
 from saccade.reference.qk_norm_rope import qk_norm_rope as reference_norm
@@ -432,19 +430,8 @@ check(row_sums)
 check(registered)
 
 
-def main() -> None:
-    """Answer names with JSON lines, until the input ends."""
+if __name__ == "__main__":
     from saccade._triton import launch
 
     launch.PROGRAMS = 6  # a GPU is filled by sharing out heads; here every program takes its time
-    for line in sys.stdin:
-        try:
-            CHECKS[line.strip()]()
-            answer = {"problem": None}
-        except Exception:
-            answer = {"problem": traceback.format_exc()}
-        print(json.dumps(answer), flush=True)
-
-
-if __name__ == "__main__":
-    main()
+    serve(CHECKS)

@@ -1,4 +1,4 @@
-"""The ctypes mirrors have the layout that the compiler gives kernels/block_args.h and axial_args.h."""
+"""The ctypes mirrors have the layout that the compiler gives the structs of kernels/*_args.h."""
 
 from __future__ import annotations
 
@@ -9,14 +9,22 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from emulation import axial_structs, block_structs
+from emulation import attention_structs, axial_structs, block_structs, merge_structs
 from emulation.cuda_emulator import KERNELS
 
 
-@pytest.mark.parametrize(("module", "header"), [(block_structs, "block_args.h"), (axial_structs, "axial_args.h")])
-def test_sizes_and_offsets(module: ModuleType, header: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("module", "header", "count"),
+    [
+        (merge_structs, "merge_args.h", 11),
+        (attention_structs, "attention_args.h", 8),
+        (axial_structs, "axial_args.h", 3),
+        (block_structs, "block_args.h", 3),
+    ],
+)
+def test_sizes_and_offsets(module: ModuleType, header: str, count: int, tmp_path: Path) -> None:
     structs = [s for s in vars(module).values() if isinstance(s, type) and s.__module__ == module.__name__]
-    assert len(structs) == 3
+    assert len(structs) == count
     facts = []
     for struct in structs:
         name = f"saccade::{struct.__name__}"
