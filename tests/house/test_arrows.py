@@ -12,13 +12,14 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "python/saccade"
 FAMILIES = {"rope", "attention", "merge", "distill"}
-FOUNDATION = {"_load", "_dispatch", "_arguments", "reference"}
+FOUNDATION = {"_load", "_dispatch", "_arguments", "_tensors", "reference"}
 
 # room -> rooms it may import (itself always)
 MAY = {
     "_load": set(),
     "_dispatch": {"_load"},
     "_arguments": set(),
+    "_tensors": set(),
     "reference": set(),
     **{family: FOUNDATION | {"_triton"} for family in FAMILIES},
     "_triton": {"_load"},

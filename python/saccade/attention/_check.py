@@ -6,23 +6,13 @@ from typing import Any
 
 import torch
 
-from saccade._arguments import number
-from saccade.attention.layout import BlockLayout
+from saccade._arguments import number, whole
+from saccade._tensors import dense_columns, names
+from saccade.attention.layout import BLOCKS, BlockLayout
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 HEAD_DIMS = range(8, 257, 8)
-NO_FLOAT64 = "no float64 kernel of this op; the reference takes it"
 Tensor = torch.Tensor
-
-
-def name_of(dtype: torch.dtype) -> str:
-    """A dtype as a user writes it."""
-    return str(dtype).removeprefix("torch.")
-
-
-def dense_columns(x: Tensor) -> Tensor:
-    """`x` with a last stride of 1, which kernels read: a copy only where it has another (gradients of a sum have 0)."""
-    return x if x.stride(-1) == 1 or x.shape[-1] <= 1 else x.contiguous()
 
 
 def _tensor(name: str, x: Any, form: str) -> Tensor:
@@ -37,7 +27,7 @@ def check_qk(q: Any, k: Any) -> tuple[Tensor, Tensor]:
     """q [B, H, Sq, D] and k [B, Hk, Sk, D] that belong together."""
     q = _tensor("q", q, "[B, H, Sq, D]")
     if q.dtype not in DTYPES:
-        raise TypeError(f"q: expected dtype {', '.join(map(name_of, DTYPES))}, got {name_of(q.dtype)}")
+        raise TypeError(f"q: expected dtype {names(*DTYPES)}, got {names(q.dtype)}")
     if q.shape[3] not in HEAD_DIMS:
         raise ValueError(f"q: expected a head_dim that is a multiple of 8 up to 256, got {q.shape[3]}")
     k = _tensor("k", k, "[B, Hk, Sk, D]")
@@ -63,9 +53,19 @@ def check_qkv(q: Any, k: Any, v: Any) -> tuple[Tensor, Tensor, Tensor]:
 def check_like(name: str, x: Tensor, q: Tensor) -> None:
     """`x` has the dtype and device of q."""
     if x.dtype != q.dtype:
-        raise TypeError(f"{name}: expected the dtype of q, {name_of(q.dtype)}, got {name_of(x.dtype)}")
+        raise TypeError(f"{name}: expected the dtype of q, {names(q.dtype)}, got {names(x.dtype)}")
     if x.device != q.device:
         raise ValueError(f"{name}: expected the device of q, {q.device}, got {x.device}")
+
+
+def check_block(block: Any) -> tuple[int, int]:
+    """One block for queries and keys, or one for each."""
+    pair = block if isinstance(block, (tuple, list)) else (block, block)
+    if len(pair) != 2 or any(whole(one, "block") not in BLOCKS for one in pair):
+        raise ValueError(
+            f"block: expected one of {', '.join(map(str, BLOCKS))}, or one for queries and one for keys, got {block}"
+        )
+    return int(pair[0]), int(pair[1])
 
 
 def check_scale(scale: Any, head_dim: int) -> float:
@@ -81,7 +81,7 @@ def check_bias(bias: Any, q: Tensor, k_len: int) -> Tensor:
     if sizes[0] not in (1, batch) or sizes[1] not in (1, heads) or sizes[2:] != [q_len, k_len]:
         raise ValueError(f"bias: expected [1 or {batch}, 1 or {heads}, {q_len}, {k_len}], got {sizes}")
     if bias.dtype not in (q.dtype, torch.float32):
-        raise TypeError(f"bias: expected {name_of(q.dtype)} or float32, got {name_of(bias.dtype)}")
+        raise TypeError(f"bias: expected {names(q.dtype)} or float32, got {names(bias.dtype)}")
     if bias.device != q.device:
         raise ValueError(f"bias: expected the device of q, {q.device}, got {bias.device}")
     return dense_columns(bias)
@@ -93,7 +93,7 @@ def check_key_bias(key_bias: Any, q: Tensor, k_len: int) -> Tensor:
     if key_bias.shape[0] not in (1, q.shape[0]) or key_bias.shape[1] != k_len:
         raise ValueError(f"key_bias: expected [1 or {q.shape[0]}, {k_len}], got {list(key_bias.shape)}")
     if not key_bias.dtype.is_floating_point:
-        raise TypeError(f"key_bias: expected a float dtype, got {name_of(key_bias.dtype)}")
+        raise TypeError(f"key_bias: expected a float dtype, got {names(key_bias.dtype)}")
     if key_bias.device != q.device:
         raise ValueError(f"key_bias: expected the device of q, {q.device}, got {key_bias.device}")
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32

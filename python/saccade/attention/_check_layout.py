@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from saccade._tensors import names
 from saccade.attention.layout import BlockLayout, BlockLists
 
 Tensor = torch.Tensor
@@ -32,7 +33,7 @@ def _int32(name: str, x: Tensor | None) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"{name}: expected an int32 tensor, got {type(x).__name__}")
     if x.dtype != torch.int32:
-        raise TypeError(f"{name}: expected int32, got {str(x.dtype).removeprefix('torch.')}")
+        raise TypeError(f"{name}: expected int32, got {names(x.dtype)}")
     if not x.is_contiguous():
         raise ValueError(f"{name}: expected a contiguous tensor")
 

@@ -6,18 +6,23 @@ from typing import Any
 
 import torch
 
-from saccade.attention._compact import compact
+from saccade._tensors import names
+from saccade.attention._compact import by_query_head, compact, numbered
 from saccade.attention.layout import SEEN_BY_ALL, BlockLayout, _sizes
 
 WORD = 32
+
+
+def as_words(value: torch.Tensor) -> torch.Tensor:
+    """Whole numbers 0 to 2^32 - 1 as int32 of the same bits: the last one is the sign."""
+    return (value - ((value >> 31) << 32)).to(torch.int32)
 
 
 def pack_bits(blocks: torch.Tensor) -> torch.Tensor:
     """bool [n, rows, columns] to int32 [n, rows, columns / 32]; bit j of word w is column w * 32 + j."""
     n, rows, columns = blocks.shape
     words = blocks.reshape(n, rows, columns // WORD, WORD).long()
-    value = (words << torch.arange(WORD, device=blocks.device)).sum(-1)
-    return (value - ((value >> 31) << 32)).to(torch.int32)  # the last bit is the sign
+    return as_words((words << torch.arange(WORD, device=blocks.device)).sum(-1))
 
 
 def unpack_bits(bits: torch.Tensor) -> torch.Tensor:
@@ -29,7 +34,7 @@ def unpack_bits(bits: torch.Tensor) -> torch.Tensor:
 def from_mask(mask: Any, q_block: int, k_block: int) -> BlockLayout:
     """See `BlockLayout.from_mask`."""
     if not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool:
-        what = type(mask).__name__ if not isinstance(mask, torch.Tensor) else str(mask.dtype).removeprefix("torch.")
+        what = type(mask).__name__ if not isinstance(mask, torch.Tensor) else names(mask.dtype)
         raise TypeError(f"mask: expected a bool tensor [Sq, Sk] or [B, H, Sq, Sk], got {what}")
     if mask.ndim not in (2, 4):
         raise ValueError(f"mask: expected [Sq, Sk] or [B, H, Sq, Sk], got shape {list(mask.shape)}")
@@ -49,9 +54,8 @@ def from_mask(mask: Any, q_block: int, k_block: int) -> BlockLayout:
     full = compact(whole & seen)
     if not bool(part.any()):
         return BlockLayout(q_len, k_len, q_block, k_block, full)
-    ids = (part.flatten().cumsum(0) - 1).reshape(part.shape).to(torch.int32)
     bits = pack_bits(blocks[1][part])
-    return BlockLayout(q_len, k_len, q_block, k_block, full, compact(part, ids), bits=bits)
+    return BlockLayout(q_len, k_len, q_block, k_block, full, compact(part, numbered(part)), bits=bits)
 
 
 def to_mask(layout: BlockLayout) -> torch.Tensor:
@@ -97,8 +101,8 @@ def _to_tokens(mask: torch.Tensor, axis: int, order: torch.Tensor | None, length
     """From positions to tokens along an axis of [.., P, P]; a token that no position holds sees nothing and is not seen."""
     if order is None:
         return mask.narrow(axis, 0, length)
-    if 1 < order.shape[1] < mask.shape[1]:  # the order of a key head serves its group of heads
-        order = order.repeat_interleave(mask.shape[1] // order.shape[1], 1)
+    if mask.shape[1] > 1:
+        order = by_query_head(order, mask.shape[1])
     batch, heads = (max(a, b) for a, b in zip(mask.shape[:2], order.shape[:2], strict=True))
     mask = mask.expand(batch, heads, -1, -1)
     place = order.long().masked_fill(order < 0, length)

@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 from saccade import _dispatch
 from saccade._arguments import choice, grid_sizes, items, whole
 from saccade._dispatch import Case, Impl, raw
+from saccade._tensors import dense_columns
 from saccade.attention import _check
 from saccade.attention.sparse_attention import refusals
 from saccade.reference import axial_attention as reference
@@ -41,7 +42,7 @@ class _AxialAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dout):  # type: ignore[no-untyped-def]
-        dout = _check.dense_columns(dout)
+        dout = dense_columns(dout)
         return *raw("axial_attention_bwd", ctx.impl)(dout, *ctx.saved_tensors, *ctx.static), None, None
 
 

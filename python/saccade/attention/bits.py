@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from saccade.attention._compact import compact, padded_starts
-from saccade.attention._mask import pack_bits
+from saccade.attention._compact import compact, numbered, trim
+from saccade.attention._mask import as_words, pack_bits
 from saccade.attention.layout import BlockLists
 
 __all__ = ["bits_at", "interval_words", "listed"]
@@ -39,17 +39,11 @@ def bits_at(
 def listed(part: Tensor) -> tuple[BlockLists, tuple[Tensor, Tensor, Tensor, Tensor]]:
     """Lists, with ids, of the blocks marked in `part` [Lb, Lh, nQ, nK], and where these are; reads their number from the device."""
     where: Any = part.nonzero(as_tuple=True)
-    ids = (part.flatten().cumsum(0) - 1).reshape(part.shape).to(torch.int32)
-    lists = compact(part, ids)
-    width = int(lists.counts.max()) if lists.counts.numel() else 0
-    assert lists.ids is not None
-    narrow = [x[..., :width].contiguous() for x in (lists.indices, lists.ids)]
-    return BlockLists(padded_starts(lists.counts, width), lists.counts, narrow[0], narrow[1]), where
+    return trim(compact(part, numbered(part))), where
 
 
 def interval_words(low: Tensor, high: Tensor, words: int) -> Tensor:
     """int32 [..., words]: bits low to high - 1 set, none where high <= low."""
     first = torch.arange(words, device=low.device) * 32
     below, upto = ((x[..., None] - first).clamp(0, 32) for x in (low, torch.maximum(low, high)))
-    value = (1 << upto) - (1 << below)
-    return (value - ((value >> 31) << 32)).to(torch.int32)  # the last bit is the sign
+    return as_words((1 << upto) - (1 << below))

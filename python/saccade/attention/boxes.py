@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import torch
 
-from saccade.attention._compact import compact, padded_starts
-from saccade.attention.layout import SEEN_BY_ALL, BlockLayout, BlockLists
+from saccade.attention._compact import by_query_head, compact, trim
+from saccade.attention.layout import SEEN_BY_ALL, BlockLayout
 
 __all__ = ["from_boxes", "from_intervals"]
 
@@ -35,23 +35,12 @@ def fill(x: Tensor, block: int, value: int = 0) -> Tensor:
     return torch.nn.functional.pad(x.to(torch.int32), (0, missing), value=value).contiguous()
 
 
-def trim(lists: BlockLists) -> BlockLists:
-    """Padded lists as narrow as their longest: reads its length from the device."""
-    width = int(lists.counts.max()) if lists.counts.numel() else 0
-    return BlockLists(padded_starts(lists.counts, width), lists.counts, lists.indices[..., :width].contiguous())
-
-
-def _spread(x: Tensor, heads: int) -> Tensor:
-    """`x` [.., 1|Hk, ..] told apart by query heads, where the key order of each key head serves several."""
-    return x if x.shape[1] in (1, heads) else x.repeat_interleave(heads // x.shape[1], 1)
-
-
 class _Blocks:
     """Bounds of the boxes of every query block, and of the keys of every key block."""
 
     def __init__(self, box: Tensor, at: Tensor, queries: Tensor, keys: Tensor) -> None:
         heads = max(box.shape[1], at.shape[1], queries.shape[1], keys.shape[1])
-        keys = _spread(keys, heads)
+        keys = by_query_head(keys, heads)
         self.box = box.unflatten(-1, (-1, queries.shape[3]))  # [.., 2, A, nQ, q_block]
         self.at = at.unflatten(-1, (-1, keys.shape[3]))  # [.., A, nK, k_block]
         self.queries, self.keys = queries, keys

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from saccade._arguments import items
-from saccade.attention._compact import compact
+from saccade.attention._compact import compact, numbered
 from saccade.attention._mask import pack_bits
 from saccade.attention.bits import bits_at
 from saccade.attention.boxes import exists, fill
@@ -94,8 +94,7 @@ def _merge(a: BlockLayout, b: BlockLayout, how: Callable[[Tensor, Tensor], Tenso
     kept = bits[seen & ~all_of_it]
     if not len(kept):
         return replace(plain, full=compact(whole))
-    ids = (part.flatten().cumsum(0) - 1).reshape(part.shape).to(torch.int32)
-    return replace(plain, full=compact(whole), partial=compact(part, ids), bits=kept.contiguous())
+    return replace(plain, full=compact(whole), partial=compact(part, numbered(part)), bits=kept.contiguous())
 
 
 def _at(table: Tensor, b: Tensor, h: Tensor, heads: int) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from saccade.attention._compact import padded_starts
+from saccade.attention._compact import numbered, padded_starts
 from saccade.attention.bits import bits_at
 from saccade.attention.layout import BLOCKS, SEEN_BY_ALL, BlockLayout, BlockLists
 
@@ -59,7 +59,7 @@ def from_flex(block_mask: Any) -> BlockLayout:
     used = torch.arange(width, device=partial.counts.device) < partial.counts[..., None]
     b, h, row, _ = used.nonzero(as_tuple=True)
     column = partial.indices[used].long()
-    ids = ((used.flatten().cumsum(0) - 1) * used.flatten()).reshape(used.shape).to(torch.int32)
+    ids = numbered(used).masked_fill(~used, 0)
     bits = bits_at(_pairs(block_mask.mask_mod, q_len, k_len), (b, h, row, column), (q_len, k_len), block)
     return BlockLayout.from_lists(q_len, k_len, block[0], block[1], full, partial=partial._replace(ids=ids), bits=bits)
 

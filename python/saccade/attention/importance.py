@@ -10,6 +10,7 @@ import torch
 from saccade import _dispatch
 from saccade._arguments import choice, whole
 from saccade._dispatch import Case, Impl, raw
+from saccade._tensors import float64_refusals, names
 from saccade.attention import _check
 from saccade.reference import attention_columns as columns_reference
 from saccade.reference import attention_rows as rows_reference
@@ -21,9 +22,7 @@ Rows = Literal["all", "last"] | int | Sequence[int] | Tensor
 
 
 def _case(q: Tensor, k: Tensor, *args: Any, **kwargs: Any) -> Case:
-    float64 = tuple((name, _check.NO_FLOAT64) for name in ("cuda", "triton", "cpu"))
-    refused = float64 if q.dtype == torch.float64 else ()
-    return _dispatch.case_of(q.detach(), k.detach(), refused=refused)
+    return _dispatch.case_of(q.detach(), k.detach(), refused=float64_refusals(q))
 
 
 def _rows(rows: Any, queries: int, device: torch.device) -> Tensor | None:
@@ -34,9 +33,7 @@ def _rows(rows: Any, queries: int, device: torch.device) -> Tensor | None:
         rows = -1
     if isinstance(rows, Tensor):
         if rows.dtype not in (torch.int32, torch.int64) or rows.ndim != 1:
-            raise ValueError(
-                f"rows: expected an int32 or int64 tensor [R], got {_check.name_of(rows.dtype)} {list(rows.shape)}"
-            )
+            raise ValueError(f"rows: expected an int32 or int64 tensor [R], got {names(rows.dtype)} {list(rows.shape)}")
         if rows.device != device:
             raise ValueError(f"rows: expected the device of q, {device}, got {rows.device}")
         return rows.to(torch.int32).contiguous()
@@ -138,7 +135,7 @@ def _check_lse(lse: Any, q: Tensor) -> Tensor:
     if not isinstance(lse, Tensor):
         raise TypeError(f"lse: expected {wanted}, got {type(lse).__name__}")
     if lse.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"lse: expected {wanted}, got {_check.name_of(lse.dtype)}")
+        raise TypeError(f"lse: expected {wanted}, got {names(lse.dtype)}")
     if lse.shape != q.shape[:3]:
         raise ValueError(f"lse: expected {wanted}, got shape {list(lse.shape)}")
     if lse.device != q.device:

@@ -10,10 +10,11 @@ import torch
 from saccade import _dispatch
 from saccade._arguments import number, whole
 from saccade._dispatch import Case, Impl, raw
+from saccade._tensors import float64_refusals, names
 from saccade.attention import _check
-from saccade.attention._compact import four, padded_starts
+from saccade.attention._compact import by_query_head, four, padded_starts
 from saccade.attention.flex import dense_ids
-from saccade.attention.layout import BLOCKS, BlockLayout, BlockLists
+from saccade.attention.layout import BlockLayout, BlockLists
 from saccade.reference import block_pool as pool_reference
 from saccade.reference import block_select as reference
 
@@ -44,9 +45,7 @@ class Frame(NamedTuple):
 
 
 def _refusals(q: Tensor, k_blocks: int) -> tuple[tuple[str, str], ...]:
-    if q.dtype == torch.float64:
-        return tuple((name, _check.NO_FLOAT64) for name in ("cuda", "triton", "cpu"))
-    return tuple(
+    return float64_refusals(q) or tuple(
         (name, f"takes at most {most} key blocks, got {k_blocks}")
         for name, most in MOST_BLOCKS.items()
         if k_blocks > most
@@ -65,15 +64,6 @@ def _case(q: Tensor, k: Tensor, *args: Any, **kwargs: Any) -> Case:
 
 
 # ---- what every planner takes ----------------------------------------------------------------------------------------------
-def _check_block(block: Any) -> tuple[int, int]:
-    pair = block if isinstance(block, (tuple, list)) else (block, block)
-    if len(pair) != 2 or any(whole(one, "block") not in BLOCKS for one in pair):
-        raise ValueError(
-            f"block: expected one of {', '.join(map(str, BLOCKS))}, or one for queries and one for keys, got {block}"
-        )
-    return int(pair[0]), int(pair[1])
-
-
 def _check_order(name: str, order: Any, block: int, heads: int, batch: int, device: torch.device) -> Tensor | None:
     if order is None:
         return None
@@ -81,7 +71,7 @@ def _check_order(name: str, order: Any, block: int, heads: int, batch: int, devi
     if not isinstance(order, Tensor):
         raise TypeError(f"{name}: expected {wanted}, got {type(order).__name__}")
     if order.dtype != torch.int32:
-        raise TypeError(f"{name}: expected {wanted}, got {_check.name_of(order.dtype)}")
+        raise TypeError(f"{name}: expected {wanted}, got {names(order.dtype)}")
     sizes = list(order.shape)
     if len(sizes) != 3 or sizes[0] not in (1, batch) or sizes[1] not in (1, heads) or sizes[2] % block:
         raise ValueError(f"{name}: expected {wanted}, got shape {sizes}")
@@ -97,11 +87,6 @@ def _text(length: int, block: int, order: Tensor | None, prefix: int, suffix: in
     text = ((order >= 0) & (order < prefix)) | ((order >= length - suffix) & (order < length))
     blocks: Tensor = text.unflatten(-1, (order.shape[-1] // block, block)).any(-1)
     return blocks
-
-
-def _spread(x: Tensor, heads: int) -> Tensor:
-    """`x` [.., 1|Hk, ..] told apart by query heads."""
-    return x if x.shape[1] in (1, heads) else x.repeat_interleave(heads // x.shape[1], 1)
 
 
 def _frame(
@@ -126,7 +111,7 @@ def _frame(
             f"prefix, suffix: expected at most the {min(q_len, k_len)} tokens together, got {prefix} and {suffix}"
         )
     if within is None:
-        q_block, k_block = _check_block(64 if block is None else block)
+        q_block, k_block = _check.check_block(64 if block is None else block)
         q_order = _check_order("q_order", q_order, q_block, heads, batch, device)
         k_order = _check_order("k_order", k_order, k_block, kv_heads, batch, device)
     else:
@@ -167,7 +152,9 @@ def _classes(frame: Frame, always: Tensor | None, prefix: int, suffix: int, head
         classes = torch.where(seen == 0, 0, 3 - seen)
     if prefix + suffix:
         rows = _text(frame.q_len, frame.q_block, frame.q_order, prefix, suffix, device)[..., :, None]
-        columns = _spread(_text(frame.k_len, frame.k_block, frame.k_order, prefix, suffix, device), heads)[..., None, :]
+        columns = by_query_head(_text(frame.k_len, frame.k_block, frame.k_order, prefix, suffix, device), heads)[
+            ..., None, :
+        ]
         text = rows | columns
         always = text if always is None else always | text
     if always is not None:
@@ -406,7 +393,7 @@ def from_scores(
     if keep is None and p is None and threshold is None:
         raise ValueError("keep: expected a number or share of blocks, or p or threshold in its place")
     if not isinstance(scores, Tensor) or not scores.dtype.is_floating_point:
-        got = _check.name_of(scores.dtype) if isinstance(scores, Tensor) else type(scores).__name__
+        got = names(scores.dtype) if isinstance(scores, Tensor) else type(scores).__name__
         raise TypeError(f"scores: expected a float tensor [nQ, nK] or [B, H, nQ, nK], got {got}")
     if scores.ndim not in (2, 4):
         raise ValueError(f"scores: expected [nQ, nK] or [B, H, nQ, nK], got shape {list(scores.shape)}")

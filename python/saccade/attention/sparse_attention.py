@@ -9,6 +9,7 @@ from torch.autograd.function import once_differentiable
 
 from saccade import _dispatch
 from saccade._dispatch import Case, Impl, raw
+from saccade._tensors import dense_columns, float64_refusals
 from saccade.attention import _check
 from saccade.attention.layout import BlockLayout
 from saccade.reference import sparse_attention as reference
@@ -21,10 +22,8 @@ LAYOUT = 12  # tensors of BlockLayout.tensors()
 
 
 def refusals(q: Tensor) -> tuple[tuple[str, str], ...]:
-    """What the kernels of this family do not take."""
-    if q.dtype == torch.float64:
-        return tuple((name, _check.NO_FLOAT64) for name in ("cuda", "triton", "cpu"))
-    return (("cuda", NO_FLOAT32),) if q.dtype == torch.float32 else ()
+    """What the kernels that multiply probabilities with values do not take."""
+    return float64_refusals(q) or ((("cuda", NO_FLOAT32),) if q.dtype == torch.float32 else ())
 
 
 def _case(q: Tensor, k: Tensor, v: Tensor, layout: Any, **kwargs: Any) -> Case:
@@ -48,7 +47,7 @@ class _SparseAttention(torch.autograd.Function):
         q, k, v, out, lse, bias, key_bias, *lists = ctx.saved_tensors
         if dout is None and dlse is None:
             return (None,) * (7 + len(lists))
-        dout = torch.zeros_like(out) if dout is None else _check.dense_columns(dout)
+        dout = torch.zeros_like(out) if dout is None else dense_columns(dout)
         dlse = None if dlse is None else dlse.contiguous()
         dq, dk, dv, dkey_bias, delta = raw("sparse_attention_bwd", ctx.impl)(
             dout, dlse, q, k, v, out, lse, *lists, bias, key_bias, *ctx.numbers

@@ -7,18 +7,9 @@ from typing import Any
 
 import torch
 
+from saccade._tensors import dense_columns, names
+
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-NO_FLOAT64 = "no float64 kernel of this op; the reference takes it"
-
-
-def names(dtypes: Sequence[torch.dtype]) -> str:
-    """Dtypes as a user writes them."""
-    return ", ".join(str(d).removeprefix("torch.") for d in dtypes)
-
-
-def dense_columns(x: torch.Tensor) -> torch.Tensor:
-    """`x` with a last stride of 1, which kernels read: a copy only where it has another (gradients of a sum have 0)."""
-    return x if x.stride(-1) == 1 or x.shape[-1] <= 1 else x.contiguous()
 
 
 def check_values(name: str, x: Any, form: str = "[B, N, D]") -> torch.Tensor:
@@ -29,7 +20,7 @@ def check_values(name: str, x: Any, form: str = "[B, N, D]") -> torch.Tensor:
     if x.ndim != dims:
         raise ValueError(f"{name}: expected {dims} dimensions {form}, got shape {list(x.shape)}")
     if x.dtype not in DTYPES:
-        raise TypeError(f"{name}: expected dtype {names(DTYPES)}, got {str(x.dtype).removeprefix('torch.')}")
+        raise TypeError(f"{name}: expected dtype {names(*DTYPES)}, got {names(x.dtype)}")
     return dense_columns(x)
 
 
@@ -40,7 +31,7 @@ def check_like(name: str, x: Any, like: torch.Tensor, of: str, shape: Sequence[i
     if list(x.shape) != list(shape):
         raise ValueError(f"{name}: expected {list(shape)}, got {list(x.shape)}")
     if x.dtype != like.dtype:
-        raise TypeError(f"{name}: expected the dtype of {of}, {names([like.dtype])}, got {names([x.dtype])}")
+        raise TypeError(f"{name}: expected the dtype of {of}, {names(like.dtype)}, got {names(x.dtype)}")
     check_device(name, x, like, of)
     return dense_columns(x)
 
@@ -49,13 +40,6 @@ def check_device(name: str, x: torch.Tensor, like: torch.Tensor, of: str) -> Non
     """`x` is where `like` is."""
     if x.device != like.device:
         raise ValueError(f"{name}: expected the device of {of}, {like.device}, got {x.device}")
-
-
-def float64_refusals(x: torch.Tensor) -> tuple[tuple[str, str], ...]:
-    """The family's fast kernels take fp32 and below."""
-    if x.dtype != torch.float64:
-        return ()
-    return tuple((name, NO_FLOAT64) for name in ("cuda", "triton", "cpu"))
 
 
 def check_weights(name: str, x: Any, plan_batch: int, tokens: int, like: torch.Tensor, of: str) -> torch.Tensor:
@@ -68,7 +52,7 @@ def check_weights(name: str, x: Any, plan_batch: int, tokens: int, like: torch.T
     if x.ndim != 2 or x.shape[1] != tokens or x.shape[0] not in (1, plan_batch):
         raise ValueError(f"{name}: expected [{plan_batch}, {tokens}, 1] or [{plan_batch}, {tokens}], got {given}")
     if not x.dtype.is_floating_point and x.dtype not in (torch.int32, torch.int64):
-        raise TypeError(f"{name}: expected a float or whole-number dtype, got {names([x.dtype])}")
+        raise TypeError(f"{name}: expected a float or whole-number dtype, got {names(x.dtype)}")
     check_device(name, x, like, of)
     weights: torch.Tensor = x.detach().to(torch.float64 if like.dtype == torch.float64 else torch.float32)
     return weights.contiguous()

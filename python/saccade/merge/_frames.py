@@ -9,7 +9,8 @@ import torch
 
 from saccade._arguments import whole
 from saccade._dispatch import Impl
-from saccade.merge._check import check_device, check_values, names
+from saccade._tensors import names
+from saccade.merge._check import check_device, check_values
 from saccade.merge.similarity import frame_similarity
 
 
@@ -37,7 +38,7 @@ def links(
         if similarity.ndim != 3 or similarity.shape[1] != count - 1:
             raise ValueError(f"similarity: expected [B, {count - 1}, P], got {list(similarity.shape)}")
         if not similarity.dtype.is_floating_point:
-            raise TypeError(f"similarity: expected a float dtype, got {names([similarity.dtype])}")
+            raise TypeError(f"similarity: expected a float dtype, got {names(similarity.dtype)}")
         alike = similarity.detach()
         alike = alike if alike.dtype == torch.float64 else alike.float()
     first = alike.new_full((alike.shape[0], 1, alike.shape[2]), float("nan"))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from saccade._arguments import whole
+from saccade._tensors import names
 
 
 def protected(
@@ -18,7 +19,7 @@ def protected(
         return None, ()
     if isinstance(protect, torch.Tensor):
         if protect.dtype != torch.bool:
-            raise TypeError(f"protect: expected a bool mask, got {str(protect.dtype).removeprefix('torch.')}")
+            raise TypeError(f"protect: expected a bool mask, got {names(protect.dtype)}")
         if (
             protect.ndim not in (1, 2)
             or protect.shape[-1] != tokens

@@ -9,7 +9,8 @@ import torch
 from saccade import _dispatch
 from saccade._arguments import whole
 from saccade._dispatch import Case, Impl, raw
-from saccade.merge._check import check_values, float64_refusals
+from saccade._tensors import float64_refusals
+from saccade.merge._check import check_values
 from saccade.merge.match import build_plan, scores_of
 from saccade.merge.plan import MergePlan
 from saccade.merge.retention import keep_top

@@ -12,7 +12,8 @@ import torch
 from saccade import _dispatch
 from saccade._arguments import choice, number, whole
 from saccade._dispatch import Case, Impl, raw
-from saccade.merge._check import check_device, check_values, float64_refusals, names
+from saccade._tensors import float64_refusals, names
+from saccade.merge._check import check_device, check_values
 from saccade.merge._mergeable import mergeable
 from saccade.merge._packed import packed_plan, segments
 from saccade.merge._protect import protected
@@ -88,9 +89,9 @@ def build_plan(
         if not isinstance(value, torch.Tensor):
             raise TypeError(f"{name}: expected a tensor [B, N], got {type(value).__name__}")
     if not score.dtype.is_floating_point:
-        raise TypeError(f"score: expected a float dtype, got {names([score.dtype])}")
+        raise TypeError(f"score: expected a float dtype, got {names(score.dtype)}")
     if target.dtype not in (torch.int32, torch.int64):
-        raise TypeError(f"target: expected dtype int32 or int64, got {names([target.dtype])}")
+        raise TypeError(f"target: expected dtype int32 or int64, got {names(target.dtype)}")
     if score.ndim != 2:
         raise ValueError(f"score: expected 2 dimensions [B, N], got shape {list(score.shape)}")
     if target.shape != score.shape:

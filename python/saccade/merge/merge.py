@@ -10,7 +10,8 @@ from torch.autograd.function import once_differentiable
 from saccade import _dispatch
 from saccade._arguments import choice
 from saccade._dispatch import Case, Impl, raw
-from saccade.merge._check import check_values, check_weights, dense_columns, float64_refusals
+from saccade._tensors import dense_columns, float64_refusals
+from saccade.merge._check import check_values, check_weights
 from saccade.merge.plan import MergePlan
 from saccade.reference import merge as reference
 

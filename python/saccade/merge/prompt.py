@@ -11,7 +11,8 @@ from torch import nn
 from saccade import _dispatch
 from saccade._arguments import choice, grid_sizes, number
 from saccade._dispatch import Case, Impl, raw
-from saccade.merge._check import check_device, check_values, float64_refusals, names
+from saccade._tensors import float64_refusals, names
+from saccade.merge._check import check_device, check_values
 from saccade.merge.similarity import prompt_weights
 from saccade.reference import prompt_pool3d as reference
 
@@ -83,7 +84,7 @@ def _weights(weights: Any, x: torch.Tensor) -> torch.Tensor:
     if list(weights.shape) != [batch, *size]:
         raise ValueError(f"weights: expected {[batch, *size]} or {[batch, size[0] * size[1] * size[2]]}, got {given}")
     if not weights.dtype.is_floating_point:
-        raise TypeError(f"weights: expected a float dtype, got {names([weights.dtype])}")
+        raise TypeError(f"weights: expected a float dtype, got {names(weights.dtype)}")
     check_device("weights", weights, x, "x")
     dense: torch.Tensor = weights.to(torch.float64 if x.dtype == torch.float64 else torch.float32).contiguous()
     return dense

@@ -9,7 +9,8 @@ import torch
 from saccade import _dispatch
 from saccade._arguments import number, whole
 from saccade._dispatch import Case, Impl, raw
-from saccade.merge._check import DTYPES, float64_refusals, names
+from saccade._tensors import float64_refusals, names
+from saccade.merge._check import DTYPES
 from saccade.merge.similarity import by_frame, cosines, frame_similarity
 from saccade.reference import keep_top as reference
 
@@ -49,7 +50,7 @@ def keep_top(scores: torch.Tensor, k: int, *, impl: Impl = "auto") -> torch.Tens
     if scores.ndim != 2:
         raise ValueError(f"scores: expected 2 dimensions [B, N], got shape {list(scores.shape)}")
     if scores.dtype not in DTYPES:
-        raise TypeError(f"scores: expected dtype {names(DTYPES)}, got {names([scores.dtype])}")
+        raise TypeError(f"scores: expected dtype {names(*DTYPES)}, got {names(scores.dtype)}")
     if whole(k, "k", 0) > scores.shape[1]:
         raise ValueError(f"k: expected at most {scores.shape[1]}, the number of scores of a sample, got {k}")
     chosen = _dispatch.select("keep_top", impl, _case(scores))
@@ -83,7 +84,7 @@ def select(x: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
     if x.ndim < 2:
         raise ValueError(f"x: expected 2 dimensions [B, N, ...] or more, got shape {list(x.shape)}")
     if not isinstance(indices, torch.Tensor) or indices.dtype != torch.int64:
-        got = names([indices.dtype]) if isinstance(indices, torch.Tensor) else type(indices).__name__
+        got = names(indices.dtype) if isinstance(indices, torch.Tensor) else type(indices).__name__
         raise TypeError(f"indices: expected a tensor [B, K] int64, got {got}")
     if indices.ndim != 2 or indices.shape[0] not in (1, x.shape[0]):
         raise ValueError(f"indices: expected [{x.shape[0]} or 1, K], got {list(indices.shape)}")

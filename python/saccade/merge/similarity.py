@@ -9,7 +9,8 @@ import torch
 from saccade import _dispatch
 from saccade._arguments import number, whole
 from saccade._dispatch import Case, Impl, raw
-from saccade.merge._check import check_device, check_like, check_values, float64_refusals, names
+from saccade._tensors import float64_refusals, names
+from saccade.merge._check import check_device, check_like, check_values
 from saccade.reference import row_similarity as reference
 
 __all__ = ["frame_similarity", "prompt_similarity", "prompt_weights"]
@@ -166,7 +167,7 @@ def _scale(value: Any, like: torch.Tensor) -> Any:
     if not isinstance(value, torch.Tensor):
         return number(value, "logit_scale")
     if value.numel() != 1 or not value.dtype.is_floating_point:
-        raise ValueError(f"logit_scale: expected one float, got {names([value.dtype])} {list(value.shape)}")
+        raise ValueError(f"logit_scale: expected one float, got {names(value.dtype)} {list(value.shape)}")
     if value.ndim:
         check_device("logit_scale", value, like, "visual")
     return value.reshape(()).to(like.dtype)

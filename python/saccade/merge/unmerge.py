@@ -9,7 +9,8 @@ from torch.autograd.function import once_differentiable
 
 from saccade import _dispatch
 from saccade._dispatch import Case, Impl, raw
-from saccade.merge._check import check_device, check_like, check_values, dense_columns, float64_refusals
+from saccade._tensors import dense_columns, float64_refusals
+from saccade.merge._check import check_device, check_like, check_values
 from saccade.merge.plan import MergePlan
 from saccade.reference import merge as merge_reference
 from saccade.reference import unmerge as reference

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import torch
 
+from saccade._tensors import names
 from saccade.rope.spec import RopeSpec
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _POSITION_DTYPES = (torch.int32, torch.int64, torch.float32, torch.float64)
-
-
-def _names(dtypes: tuple[torch.dtype, ...]) -> str:
-    return ", ".join(str(d).removeprefix("torch.") for d in dtypes)
 
 
 def check_heads(name: str, x: torch.Tensor, spec: RopeSpec) -> None:
@@ -21,7 +18,7 @@ def check_heads(name: str, x: torch.Tensor, spec: RopeSpec) -> None:
     if x.ndim != 4:
         raise ValueError(f"{name}: expected 4 dimensions [B, H, S, D], got shape {list(x.shape)}")
     if x.dtype not in _DTYPES:
-        raise TypeError(f"{name}: expected dtype {_names(_DTYPES)}, got {str(x.dtype).removeprefix('torch.')}")
+        raise TypeError(f"{name}: expected dtype {names(*_DTYPES)}, got {names(x.dtype)}")
     if x.shape[3] != spec.head_dim:
         raise ValueError(f"{name}: expected head_dim {spec.head_dim} (spec), got {x.shape[3]}")
     if x.stride(3) != 1 and x.numel() > 0 and x.shape[3] > 1:
@@ -52,7 +49,7 @@ def check_positions(positions: torch.Tensor, q: torch.Tensor, spec: RopeSpec) ->
     if not isinstance(positions, torch.Tensor):
         raise TypeError(f"positions: expected a tensor {accepted}, got {type(positions).__name__}")
     if positions.dtype not in _POSITION_DTYPES:
-        raise TypeError(f"positions: expected dtype {_names(_POSITION_DTYPES)}, got {positions.dtype}")
+        raise TypeError(f"positions: expected dtype {names(*_POSITION_DTYPES)}, got {positions.dtype}")
     if positions.requires_grad:
         raise ValueError("positions: gradients of positions are not computed; pass positions.detach()")
     if positions.device != q.device:

@@ -8,6 +8,7 @@ import torch
 
 from saccade import _dispatch
 from saccade._dispatch import Case, Impl, raw
+from saccade._tensors import dense_columns
 from saccade.reference import apply_rope as reference
 from saccade.rope._check import check_inplace, check_pair, check_positions
 from saccade.rope.spec import RopeSpec
@@ -19,11 +20,6 @@ Pair = tuple[torch.Tensor, torch.Tensor | None]
 
 def _case(q: torch.Tensor, k: torch.Tensor | None, positions: torch.Tensor, spec: RopeSpec, **_: Any) -> Case:
     return _dispatch.case_of(q, k, spec.inv_freq if spec.learned else None)
-
-
-def dense_columns(d: torch.Tensor | None) -> torch.Tensor | None:
-    """A gradient with a last stride of 1; expanded ones (of a sum) have 0."""
-    return d if d is None or d.stride(-1) == 1 else d.contiguous()
 
 
 class _ApplyRope(torch.autograd.Function):

@@ -9,9 +9,10 @@ import torch
 
 from saccade import _dispatch
 from saccade._dispatch import Case, Impl, raw
+from saccade._tensors import dense_columns
 from saccade.reference import qk_norm_rope as reference
 from saccade.rope._check import check_inplace, check_pair, check_positions
-from saccade.rope.apply_rope import Pair, dense_columns
+from saccade.rope.apply_rope import Pair
 from saccade.rope.spec import RopeSpec
 
 __all__ = ["qk_norm_rope"]
@@ -58,8 +59,7 @@ class _QkNormRope(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dq, dk):  # type: ignore[no-untyped-def]
         q, k, q_weight, k_weight, positions, steps = ctx.saved_tensors
-        dk = None if k is None else dk
-        dq, dk = dense_columns(dq), dense_columns(dk)
+        dq, dk = dense_columns(dq), None if k is None else dense_columns(dk)
         op = raw("qk_norm_rope_bwd", ctx.impl)
         dq, dk, dq_weight, dk_weight = op(dq, dk, q, k, q_weight, k_weight, positions, steps, *ctx.static)
         return (

@@ -6,23 +6,13 @@ from typing import Any
 
 import torch
 
-from saccade._arguments import grid_sizes, items, whole
+from saccade._arguments import grid_sizes, whole
+from saccade.attention._check import check_block
 from saccade.attention.boxes import HIGH, LOW, exists, fill
-from saccade.attention.layout import BLOCKS, SEEN_BY_ALL
+from saccade.attention.layout import SEEN_BY_ALL
 
 Tensor = torch.Tensor
 Sizes = tuple[int, int, int]
-
-
-def check_block(block: Any) -> tuple[int, int]:
-    """One block for queries and keys, or one for each."""
-    pair = (block, block) if not isinstance(block, (tuple, list)) else items(block, "block", 2)
-    for one in pair:
-        if whole(one, "block") not in BLOCKS:
-            raise ValueError(
-                f"block: expected one of {', '.join(map(str, BLOCKS))}, or one for queries and one for keys, got {one}"
-            )
-    return int(pair[0]), int(pair[1])
 
 
 def check_flag(value: Any, name: str) -> bool:
@@ -80,4 +70,4 @@ def arranged(
     }
 
 
-__all__ = ["Video", "arranged", "by_position", "check_block", "check_flag", "exists"]
+__all__ = ["Video", "arranged", "by_position", "check_flag", "exists"]

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 
 from saccade._arguments import choice, number, whole
-from saccade.attention._compact import compact
+from saccade.attention._compact import compact, trim
 from saccade.attention.bits import interval_words, listed
-from saccade.attention.boxes import trim
 from saccade.attention.layout import BlockLayout
 from saccade.attention.patterns._tokens import Video, check_flag
 

@@ -7,9 +7,11 @@ from typing import Any
 import torch
 
 from saccade._arguments import choice, whole
+from saccade._tensors import names
+from saccade.attention._check import check_block
 from saccade.attention.boxes import LOW, fill, from_intervals
 from saccade.attention.layout import BlockLayout
-from saccade.attention.patterns._tokens import check_block, check_flag
+from saccade.attention.patterns._tokens import check_flag
 
 __all__ = ["causal", "dense", "media_time", "packed"]
 
@@ -151,7 +153,7 @@ def media_time(
     """
     sizes = check_block(block)
     if not isinstance(media, Tensor) or media.dtype != torch.bool:
-        what = type(media).__name__ if not isinstance(media, Tensor) else str(media.dtype).removeprefix("torch.")
+        what = type(media).__name__ if not isinstance(media, Tensor) else names(media.dtype)
         raise TypeError(f"media: expected a bool tensor [Sq] or [B, Sq], got {what}")
     if media.ndim not in (1, 2):
         raise ValueError(f"media: expected [Sq] or [B, Sq], got shape {list(media.shape)}")
