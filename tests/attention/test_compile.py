@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from attention.attention_cases import LAYOUTS, inputs, normal
@@ -9,6 +12,7 @@ from attention.attention_cases import LAYOUTS, inputs, normal
 import saccade
 from saccade._dispatch import raw
 from saccade.attention import BlockLayout, sparse_attention
+from saccade.attention._fakes import FAKES
 
 
 def arguments(kind, seed=0):
@@ -61,6 +65,12 @@ def test_opcheck(kind):
     delta = raw("sparse_attention_bwd", "cpu")(*backward)[4]
     gradient = (torch.ones_like(out), q, k, v, lse, delta, *layout.tensors(), bias, key_bias, *numbers)
     torch.library.opcheck(torch.ops.saccade.attention_bias_grad.default, gradient)
+
+
+def test_every_op_is_checked():
+    """By this file, or by the one of its function."""
+    sources = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
+    assert set(re.findall(r"opcheck\((?:torch\.)?ops(?:\.saccade)?\.(\w+)\.default", sources)) == set(FAKES)
 
 
 def test_explain_says_what_runs():

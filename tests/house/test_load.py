@@ -103,3 +103,9 @@ def test_doctor_prints_every_op(capsys):
     text = capsys.readouterr().out
     assert "apply_rope" in text and "qk_norm_rope" in text and "CPU features" in text and "driver" in text
     assert "needs tensors on a CUDA device" in text
+
+
+def test_every_op_of_the_table_belongs_to_one_family():
+    """Each family checks that all of its ops pass opcheck; none may stand outside."""
+    families = [set(module.FAKES) for module in (saccade.attention._fakes, saccade.merge._fakes, saccade.rope._fakes)]
+    assert set.union(*families) == set(schemas()) and sum(map(len, families)) == len(schemas())
