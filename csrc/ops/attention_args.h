@@ -5,7 +5,7 @@
 #include <utility>
 
 #include "../../kernels/attention_args.h"
-#include "../util/dtype.h"
+#include "../util/tensor.h"
 
 namespace saccade {
 
@@ -27,32 +27,20 @@ inline void check_sizes(const Tensor& t, const Tensor& like, const char* name, S
 // Values with a last stride of 1; strides of batch, head and token.
 inline void check_values(const Tensor& t, const char* name, Dtype dtype, int64_t (&stride)[3]) {
   STD_TORCH_CHECK(dtype_of(t, name) == dtype, name, ": expected the dtype of q");
-  STD_TORCH_CHECK(t.numel() == 0 || t.size(3) == 1 || t.stride(3) == 1, name,
-                  ": expected a last dimension of stride 1");
-  for (int i = 0; i < 3; ++i) stride[i] = t.size(i) > 1 ? t.stride(i) : 0;
+  check_dense_columns(t, name);
+  copy_used_strides(t, stride);
 }
 
 inline float* check_floats(const Tensor& t, const Tensor& like, const char* name, Sizes sizes) {
   check_sizes(t, like, name, sizes);
   STD_TORCH_CHECK(t.scalar_type() == ScalarType::Float && t.is_contiguous(), name, ": expected contiguous float32");
-  return static_cast<float*>(t.data_ptr());
+  return data_of<float>(t);
 }
 
 inline const int32_t* check_whole(const Tensor& t, const Tensor& like, const char* name) {
   STD_TORCH_CHECK(t.scalar_type() == ScalarType::Int && t.is_contiguous() && t.device() == like.device(), name,
                   ": expected contiguous int32 on the device of q");
-  return static_cast<const int32_t*>(t.data_ptr());
-}
-
-// An output laid out like x, its last stride 1.
-inline Tensor output_like(const Tensor& x) {
-  Tensor y = torch::stable::empty_like(x);
-  if (y.numel() == 0 || y.size(3) == 1 || y.stride(3) == 1) return y;
-  return torch::stable::new_empty(x, {x.size(0), x.size(1), x.size(2), x.size(3)});
-}
-
-inline void output_strides(const Tensor& t, int64_t (&stride)[3]) {
-  for (int i = 0; i < 3; ++i) stride[i] = t.stride(i);
+  return data_of<const int32_t>(t);
 }
 
 // The tensors of a layout, in the order of the schema.
@@ -179,8 +167,7 @@ inline AttentionInputs attention_inputs(const Tensor& q, const Tensor& k, const 
                   "k: expected a number of heads that divides the ", in.heads, " of q, got ", in.kv_heads);
   STD_TORCH_CHECK(in.head_dim % 8 == 0 && in.head_dim >= 8 && in.head_dim <= 256,
                   "q: expected a head_dim that is a multiple of 8, at most 256, got ", in.head_dim);
-  in.dtype = dtype_of(q, "q");
-  STD_TORCH_CHECK(in.dtype != Dtype::kFloat64, "q: expected float32, float16 or bfloat16");
+  in.dtype = kernel_dtype(q, "q");
   for (auto [t, name, stride] : {std::tuple<const Tensor*, const char*, int64_t (*)[3]>{&q, "q", &in.q_stride},
                                  {&k, "k", &in.k_stride},
                                  {&v, "v", &in.v_stride}})

@@ -19,7 +19,7 @@ void cpu_run(const Tensor& q, const Tensor& dbias, AttentionBiasGradArgs& args) 
   if (!wide)
     sums = torch::stable::new_empty(q, {args.bias_batch, args.bias_heads, in.q_len, in.k_len}, ScalarType::Float);
   torch::stable::zero_(sums);
-  float* rows = static_cast<float*>(sums.data_ptr());
+  float* rows = data_of<float>(sums);
   const int64_t shared = (args.bias_batch == 1 ? in.batch : 1) * (args.bias_heads == 1 ? in.heads : 1);
   const int64_t items = args.bias_batch * args.bias_heads * l.q_blocks * (l.q_block / cpu::kTile);
   // Where samples or heads have orders of their own, a tile holds other rows in each: one after the other.

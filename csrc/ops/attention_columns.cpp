@@ -33,9 +33,9 @@ Tensor run(const Tensor& q, const Tensor& k, const Tensor& lse, const OptionalTe
   STD_TORCH_CHECK(
       lse.dim() == 3 && lse.size(0) == args.in.batch && lse.size(1) == args.in.heads && lse.size(2) == args.row_count,
       "lse: expected [B, H, ", args.row_count, "]");
-  args.lse = pointer<float>(lse);
+  args.lse = data_of<float>(lse);
   Tensor out = torch::stable::new_empty(q, {args.in.batch, args.in.heads, args.in.k_len}, ScalarType::Float);
-  args.columns = pointer<float>(out);
+  args.columns = data_of<float>(out);
   if (out.numel() > 0) kRun(q, args);
   return out;
 }

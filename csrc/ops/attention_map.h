@@ -33,14 +33,14 @@ inline AttentionMapArgs map_args(const Tensor& q, const Tensor& k, const Optiona
     STD_TORCH_CHECK(key_bias->dim() == 2 && (key_bias->size(0) == 1 || key_bias->size(0) == in.batch) &&
                         key_bias->size(1) == in.k_len,
                     "key_bias: expected [1 or B, Sk]");
-    in.key_bias = pointer<const float>(*key_bias);
+    in.key_bias = data_of<const float>(*key_bias);
     in.key_bias_stride = key_bias->size(0) == 1 ? 0 : in.k_len;
   }
   args.row_count = in.q_len;
   if (rows.has_value()) {
     check_dense(*rows, ScalarType::Int, q, "rows");
     STD_TORCH_CHECK(rows->dim() == 1, "rows: expected [R]");
-    args.rows = pointer<const int32_t>(*rows);
+    args.rows = data_of<const int32_t>(*rows);
     args.row_count = rows->size(0);
   }
   args.causal = causal;

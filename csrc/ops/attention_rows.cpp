@@ -31,8 +31,8 @@ std::tuple<Tensor, Tensor> run(const Tensor& q, const Tensor& k, const OptionalT
   AttentionMapArgs args = map_args(q, k, rows, key_bias, causal, scale);
   Tensor lse = torch::stable::new_empty(q, {args.in.batch, args.in.heads, args.row_count}, ScalarType::Float);
   Tensor entropy = torch::stable::empty_like(lse);
-  args.lse = pointer<float>(lse);
-  args.entropy = pointer<float>(entropy);
+  args.lse = data_of<float>(lse);
+  args.entropy = data_of<float>(entropy);
   if (lse.numel() > 0) kRun(q, args);
   return {lse, entropy};
 }

@@ -1,8 +1,8 @@
 // saccade::axial_attention, axial_attention_bwd
 #include "../cpu/axial_kernels.h"
 #include "../cpu/axial_plan.h"
-#include "../util/dtype.h"
 #include "../util/parallel.h"
+#include "../util/tensor.h"
 #ifdef SACCADE_WITH_CUDA
 #include "../util/cuda_call.h"
 #include "cuda/axial_attention.h"
@@ -18,12 +18,6 @@ struct Numbers {
   double scale;
 };
 
-Tensor like(const Tensor& x) {
-  Tensor y = torch::stable::empty_like(x);
-  if (y.stride(3) == 1 || y.size(3) <= 1) return y;
-  return torch::stable::new_empty(x, {x.size(0), x.size(1), x.size(2), x.size(3)});
-}
-
 Tensor floats(const Tensor& x, std::initializer_list<int64_t> sizes) {
   return torch::stable::new_empty(x, sizes, ScalarType::Float);
 }
@@ -34,14 +28,8 @@ void set_strides(const Tensor& x, const Tensor& q, const char* name, int64_t (&s
   STD_TORCH_CHECK(x.scalar_type() == q.scalar_type() && x.device() == q.device(), name,
                   ": expected the dtype and device of q");
   for (int i = 0; i < 4; ++i) STD_TORCH_CHECK(x.size(i) == q.size(i), name, ": expected the shape of q");
-  STD_TORCH_CHECK(x.numel() == 0 || x.size(3) == 1 || x.stride(3) == 1, name,
-                  ": expected a last dimension of stride 1");
-  for (int i = 0; i < 3; ++i) stride[i] = x.size(i) > 1 ? x.stride(i) : 0;
-}
-
-int32_t small(int64_t n, const char* name, int64_t from) {
-  STD_TORCH_CHECK(from <= n && n <= INT32_MAX, name, ": expected ", from, " to 2^31 - 1, got ", n);
-  return static_cast<int32_t>(n);
+  check_dense_columns(x, name);
+  copy_used_strides(x, stride);
 }
 
 AxialAttentionArgs arguments(const Tensor& q, const Tensor& k, const Tensor& v, const Numbers& x) {
@@ -49,8 +37,7 @@ AxialAttentionArgs arguments(const Tensor& q, const Tensor& k, const Tensor& v, 
   set_strides(q, q, "q", a.q_stride);
   set_strides(k, q, "k", a.k_stride);
   set_strides(v, q, "v", a.v_stride);
-  a.dtype = dtype_of(q, "q");
-  STD_TORCH_CHECK(a.dtype != Dtype::kFloat64, "q: expected float32, float16 or bfloat16");
+  a.dtype = kernel_dtype(q, "q");
   a.q = q.data_ptr();
   a.k = k.data_ptr();
   a.v = v.data_ptr();
@@ -84,8 +71,6 @@ int64_t boxes_of(const AxialGeometry& m) {
   return count;
 }
 
-float* floats_of(const Tensor& x) { return static_cast<float*>(x.data_ptr()); }
-
 // ---- forward --------------------------------------------------------------------------------------------------------
 void cpu_run(const Tensor& q, AxialAttentionArgs& a) {
   const cpu::AxialKernels& kernels = cpu::axial_kernels();
@@ -115,15 +100,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& q, const Tensor
                                                    int64_t t, int64_t h, int64_t w, int64_t bt, int64_t bh, int64_t bw,
                                                    bool mean, double scale) {
   AxialAttentionArgs a = arguments(q, k, v, {prefix, {t, h, w}, {bt, bh, bw}, mean, scale});
-  Tensor out = like(q), lse = floats(q, {a.batch, a.heads, a.tokens});
+  Tensor out = output_like(q), lse = floats(q, {a.batch, a.heads, a.tokens});
   const int64_t boxes = boxes_of(a.geometry);
   Tensor group_out = mean ? floats(q, {a.batch, a.heads, boxes, prefix, q.size(3)}) : floats(q, {0});
   Tensor group_lse = mean ? floats(q, {a.batch, a.heads, boxes, prefix}) : floats(q, {0});
   a.out = out.data_ptr();
   set_strides(out, q, "out", a.out_stride);
-  a.lse = floats_of(lse);
-  a.group_out = floats_of(group_out);
-  a.group_lse = floats_of(group_lse);
+  a.lse = data_of<float>(lse);
+  a.group_out = data_of<float>(group_out);
+  a.group_lse = data_of<float>(group_lse);
   if (q.numel() > 0) kRun(q, a);
   return {out, lse, group_out, group_lse};
 }
@@ -153,7 +138,7 @@ float* check_floats(const Tensor& x, const Tensor& q, const char* name, int64_t 
   STD_TORCH_CHECK(
       x.scalar_type() == ScalarType::Float && x.is_contiguous() && x.device() == q.device() && x.numel() == count, name,
       ": expected contiguous float32 of ", count, " elements on the device of q");
-  return floats_of(x);
+  return data_of<float>(x);
 }
 
 using RunBackward = void (*)(const Tensor&, AxialAttentionGradArgs&);
@@ -174,7 +159,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& dout, const Tensor& q,
   f.group_lse = check_floats(group_lse, q, "group_lse", terms);
   set_strides(dout, q, "dout", a.dout_stride);
   a.dout = dout.data_ptr();
-  Tensor dq = like(q), dk = like(k), dv = like(v);
+  Tensor dq = output_like(q), dk = output_like(k), dv = output_like(v);
   set_strides(dq, q, "dq", a.dq_stride);
   set_strides(dk, q, "dk", a.dk_stride);
   set_strides(dv, q, "dv", a.dv_stride);

@@ -41,12 +41,12 @@ Tensor run(const Tensor& x, const OptionalTensor& order, int64_t block) {
     check_dense(*order, ScalarType::Int, x, "order");
     STD_TORCH_CHECK(order->dim() == 3 && order->size(2) % block == 0, "order: expected [1 or B, 1 or H, n * block]");
     shared_strides(*order, args.batch, args.heads, "order", args.order.stride);
-    args.order.data = pointer<const int32_t>(*order);
+    args.order.data = data_of<const int32_t>(*order);
     positions = order->size(2);
   }
   args.blocks = small(positions / block, "order");
   Tensor out = torch::stable::new_empty(x, {args.batch, args.heads, args.blocks, args.head_dim}, ScalarType::Float);
-  args.out = pointer<float>(out);
+  args.out = data_of<float>(out);
   if (out.numel() > 0) kRun(x, args);
   return out;
 }

@@ -51,8 +51,8 @@ Lists run(const Tensor& q, const Tensor& k, const OptionalTensor& classes, int64
   STD_TORCH_CHECK(mode >= 0 && mode <= 2, "mode: expected 0 to 2, got ", mode);
   STD_TORCH_CHECK(keep >= 0, "keep: expected at least 0, got ", keep);
   BlockSelectArgs args;
-  args.q = pointer<const float>(q);
-  args.k = pointer<const float>(k);
+  args.q = data_of<const float>(q);
+  args.k = data_of<const float>(k);
   args.batch = q.size(0);
   args.heads = small(q.size(1), "q");
   args.q_blocks = small(q.size(2), "q");
@@ -69,7 +69,7 @@ Lists run(const Tensor& q, const Tensor& k, const OptionalTensor& classes, int64
     STD_TORCH_CHECK(classes->dim() == 4 && classes->size(2) == args.q_blocks && classes->size(3) == args.k_blocks,
                     "classes: expected [1 or B, 1 or H, ", args.q_blocks, ", ", args.k_blocks, "]");
     shared_strides(*classes, args.batch, args.heads, "classes", args.class_stride);
-    args.classes = pointer<const uint8_t>(*classes);
+    args.classes = data_of<const uint8_t>(*classes);
   }
   const auto table = [&](bool exists, bool lists) {
     if (!exists) return torch::stable::new_empty(q, {0}, ScalarType::Int);
@@ -78,11 +78,11 @@ Lists run(const Tensor& q, const Tensor& k, const OptionalTensor& classes, int64
   };
   Tensor counts = table(true, false), indices = table(true, true);
   Tensor p_counts = table(classes.has_value(), false), p_indices = table(classes.has_value(), true);
-  args.counts = pointer<int32_t>(counts);
-  args.indices = pointer<int32_t>(indices);
+  args.counts = data_of<int32_t>(counts);
+  args.indices = data_of<int32_t>(indices);
   if (classes.has_value()) {
-    args.p_counts = pointer<int32_t>(p_counts);
-    args.p_indices = pointer<int32_t>(p_indices);
+    args.p_counts = data_of<int32_t>(p_counts);
+    args.p_indices = data_of<int32_t>(p_indices);
   }
   if (counts.numel() > 0) kRun(q, args);
   return {counts, indices, p_counts, p_indices};

@@ -59,24 +59,24 @@ Lists run(const Tensor& starts, const Tensor& counts, const Tensor& indices, con
   args.rows = small(starts.size(2), "starts");
   args.columns = small(columns, "columns");
   args.entries = small(indices.numel(), "indices");
-  args.lists.starts = pointer<const int32_t>(starts);
-  args.lists.counts = pointer<const int32_t>(counts);
-  args.lists.indices = pointer<const int32_t>(indices);
+  args.lists.starts = data_of<const int32_t>(starts);
+  args.lists.counts = data_of<const int32_t>(counts);
+  args.lists.indices = data_of<const int32_t>(indices);
   args.lists.stride[0] = starts.size(1);
   args.lists.stride[1] = 1;
   if (ids.has_value()) {
     check_dense(*ids, ScalarType::Int, starts, "ids");
     STD_TORCH_CHECK(ids->numel() == args.entries, "ids: expected the shape of indices");
-    args.lists.ids = pointer<const int32_t>(*ids);
+    args.lists.ids = data_of<const int32_t>(*ids);
   }
   Tensor t_starts = torch::stable::new_empty(starts, {starts.size(0), starts.size(1), columns});
   Tensor t_counts = torch::stable::empty_like(t_starts);
   Tensor t_indices = torch::stable::new_empty(starts, {args.entries});
   Tensor t_ids = torch::stable::new_empty(starts, {ids.has_value() ? args.entries : 0});
-  args.t_starts = pointer<int32_t>(t_starts);
-  args.t_counts = pointer<int32_t>(t_counts);
-  args.t_indices = pointer<int32_t>(t_indices);
-  args.t_ids = ids.has_value() ? pointer<int32_t>(t_ids) : nullptr;
+  args.t_starts = data_of<int32_t>(t_starts);
+  args.t_counts = data_of<int32_t>(t_counts);
+  args.t_indices = data_of<int32_t>(t_indices);
+  args.t_ids = ids.has_value() ? data_of<int32_t>(t_ids) : nullptr;
   if (args.groups > 0) kRun(starts, args);
   return {t_starts, t_counts, t_indices, t_ids};
 }

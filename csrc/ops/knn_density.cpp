@@ -19,7 +19,7 @@ void cpu_run(const Tensor& x, KnnDensityArgs& args) {
   for (int64_t i = 0; i < args.tokens; ++i) all[i] = static_cast<int32_t>(i);
   MatchArgs rows;
   rows.metric = args.x;
-  copy_strides2(x, rows.metric_stride);
+  copy_used_strides(x, rows.metric_stride);
   rows.dst = all.data();
   rows.batch = args.batch;
   rows.tokens = rows.destinations = args.tokens;
@@ -58,7 +58,7 @@ Tensor run(const Tensor& x, int64_t k) {
   args.dtype = check_values(x, "x");
   STD_TORCH_CHECK(k >= 1 && (k <= x.size(1) || x.size(1) == 0), "k: expected 1 to ", x.size(1), ", got ", k);
   args.x = x.data_ptr();
-  copy_strides2(x, args.x_stride);
+  copy_used_strides(x, args.x_stride);
   args.batch = x.size(0);
   args.tokens = x.size(1);
   args.channels = static_cast<int32_t>(x.size(2));

@@ -60,19 +60,19 @@ std::tuple<Tensor, Tensor> run(const Tensor& metric, const Tensor& src, const Te
   STD_TORCH_CHECK(score >= 0 && score <= 2, "score: expected 0 to 2, got ", score);
   args.score = static_cast<Score>(score);
   args.metric = metric.data_ptr();
-  copy_strides2(metric, args.metric_stride);
+  copy_used_strides(metric, args.metric_stride);
   args.batch = metric.size(0);
   args.tokens = metric.size(1);
   args.channels = static_cast<int32_t>(metric.size(2));
   args.src_stride = check_table(src, ScalarType::Int, metric, "src", {args.batch, -1});
   args.dst_stride = check_table(dst, ScalarType::Int, metric, "dst", {args.batch, -1});
-  args.src = indices_of(src);
-  args.dst = indices_of(dst);
+  args.src = data_of<const int32_t>(src);
+  args.dst = data_of<const int32_t>(dst);
   args.sources = src.size(1);
   args.destinations = dst.size(1);
   if (ranges.has_value()) {
     args.ranges_stride = check_table(*ranges, ScalarType::Int, metric, "ranges", {args.batch, args.sources, -1, 2});
-    args.ranges = indices_of(*ranges);
+    args.ranges = data_of<const int32_t>(*ranges);
     args.range_count = static_cast<int32_t>(ranges->size(2));
     if (args.range_count == 0) args.sources = 0;  // no source may choose anything
   }

@@ -49,7 +49,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, const OptionalTensor
   args.dtype = check_values(x, "x");
   args.mode = reduce_of(mode);
   args.x = x.data_ptr();
-  copy_strides2(x, args.x_stride);
+  copy_used_strides(x, args.x_stride);
   args.batch = x.size(0);
   args.tokens = x.size(1);
   args.width = x.size(2);
@@ -81,16 +81,16 @@ Tensor backward(const Tensor& dy, const OptionalTensor& x, const OptionalTensor&
   STD_TORCH_CHECK(head.size(1) == args.rows, "head: expected ", args.rows, " rows, got ", head.size(1));
   check_table(inverse, ScalarType::Int, dy, "inverse", {head.size(0), args.tokens});
   STD_TORCH_CHECK(inverse.size(0) == head.size(0), "inverse: expected the batch of head");
-  args.plan.inverse = indices_of(inverse);
+  args.plan.inverse = data_of<const int32_t>(inverse);
   args.dy = dy.data_ptr();
-  copy_strides2(dy, args.dy_stride);
+  copy_used_strides(dy, args.dy_stride);
   STD_TORCH_CHECK(args.mode != Reduce::kMax || x.has_value(), "x: expected where mode is max");
   if (args.mode == Reduce::kMax) {
     STD_TORCH_CHECK(check_values(*x, "x") == args.dtype && x->size(0) == args.batch && x->size(1) == args.tokens &&
                         x->size(2) == args.width && x->device() == dy.device(),
                     "x: expected [B, N, D] of dy's dtype and device");
     args.x = x->data_ptr();
-    copy_strides2(*x, args.x_stride);
+    copy_used_strides(*x, args.x_stride);
   }
   args.weight = weights_of(weight, dy, args.tokens, args.weight_stride);
   check_table(total, ScalarType::Float, dy, "total", {args.batch, args.rows});

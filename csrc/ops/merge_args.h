@@ -4,25 +4,15 @@
 #include <initializer_list>
 
 #include "../../kernels/merge_args.h"
-#include "../util/dtype.h"
+#include "../util/tensor.h"
 
 namespace saccade {
 
 // x [B, N, D] of a dtype that the kernels take, last stride 1
 inline Dtype check_values(const Tensor& x, const char* name, int64_t dims = 3) {
   STD_TORCH_CHECK(x.dim() == dims, name, ": expected ", dims, " dimensions, got ", x.dim());
-  STD_TORCH_CHECK(x.numel() == 0 || x.size(dims - 1) == 1 || x.stride(dims - 1) == 1, name,
-                  ": expected a last dimension of stride 1");
-  const Dtype dtype = dtype_of(x, name);
-  STD_TORCH_CHECK(dtype != Dtype::kFloat64, name, ": expected float32, float16 or bfloat16");
-  return dtype;
-}
-
-// A stride that is never used is 0.
-inline int64_t stride_of(const Tensor& x, int64_t axis) { return x.size(axis) > 1 ? x.stride(axis) : 0; }
-
-inline void copy_strides2(const Tensor& x, int64_t (&out)[2]) {
-  for (int i = 0; i < 2; ++i) out[i] = stride_of(x, i);
+  check_dense_columns(x, name);
+  return kernel_dtype(x, name);
 }
 
 // A contiguous tensor of a given type on the device of `like`; -1 accepts any size. Returns its batch stride: 0 for one
@@ -51,10 +41,8 @@ inline Reduce reduce_of(int64_t mode) {
 inline const float* weights_of(const OptionalTensor& weight, const Tensor& x, int64_t tokens, int64_t& stride) {
   if (!weight.has_value()) return nullptr;
   stride = check_table(*weight, ScalarType::Float, x, "weight", {x.size(0), tokens});
-  return static_cast<const float*>(weight->data_ptr());
+  return data_of<const float>(*weight);
 }
-
-inline const int32_t* indices_of(const Tensor& t) { return static_cast<const int32_t*>(t.data_ptr()); }
 
 // ptr [Bp, M + 1], members [Bp, N], head [Bp, M]; Bp = 1 or the batch of x
 inline PlanView plan_of(const Tensor& x, const Tensor& ptr, const Tensor& members, const Tensor& head, int64_t batch) {
@@ -65,16 +53,11 @@ inline PlanView plan_of(const Tensor& x, const Tensor& ptr, const Tensor& member
   check_table(members, ScalarType::Int, x, "members", {plans, -1});
   STD_TORCH_CHECK(ptr.size(0) == plans && members.size(0) == plans, "ptr, members: expected the batch of head");
   PlanView plan;
-  plan.ptr = indices_of(ptr);
-  plan.members = indices_of(members);
-  plan.head = indices_of(head);
+  plan.ptr = data_of<const int32_t>(ptr);
+  plan.members = data_of<const int32_t>(members);
+  plan.head = data_of<const int32_t>(head);
   plan.shared = plans == 1;
   return plan;
-}
-
-template <class T>
-inline T* data_of(const Tensor& t) {
-  return static_cast<T*>(t.data_ptr());
 }
 
 }  // namespace saccade

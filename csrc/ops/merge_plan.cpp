@@ -64,7 +64,7 @@ Plan run(const Tensor& score, const Tensor& target, int64_t rows, int64_t r, dou
   args.threshold = static_cast<float>(threshold);
   args.whole_batch = whole_batch;
   args.score = data_of<const float>(score);
-  args.target = indices_of(target);
+  args.target = data_of<const int32_t>(target);
   auto ints = [&](std::initializer_list<int64_t> sizes) {
     return torch::stable::new_empty(score, std::vector<int64_t>(sizes), ScalarType::Int);
   };

@@ -1,7 +1,7 @@
 // From torch tensors to the plain arguments that the rotary kernels take, with the checks that keep memory safe. The
 // Python functions have refused bad input with better words before; these hold for direct callers of the raw ops.
 #pragma once
-#include "../util/dtype.h"
+#include "../util/tensor.h"
 #include "rope_args.h"
 
 namespace saccade {
@@ -12,8 +12,7 @@ inline void copy_strides(const Tensor& t, int64_t (&out)[3]) {
 
 inline void check_heads(const Tensor& t, const char* name) {
   STD_TORCH_CHECK(t.dim() == 4, name, ": expected 4 dimensions [B, H, S, D], got ", t.dim());
-  STD_TORCH_CHECK(t.numel() == 0 || t.size(3) == 1 || t.stride(3) == 1, name,
-                  ": expected a last dimension of stride 1");
+  check_dense_columns(t, name);
 }
 
 inline void check_like(const Tensor& t, const Tensor& x, const char* name) {
@@ -99,7 +98,7 @@ inline void set_angles(RopeArgs& args, const Tensor& q, const Tensor& steps, con
   STD_TORCH_CHECK(steps.dim() == 3 && steps.scalar_type() == ScalarType::Long && steps.is_contiguous() &&
                       steps.device() == q.device() && steps.size(0) == a.axes,
                   "steps: expected contiguous int64 [A, G, R] on the device of q");
-  a.steps = static_cast<const int64_t*>(steps.data_ptr());
+  a.steps = data_of<const int64_t>(steps);
   a.groups = static_cast<int32_t>(steps.size(1));
   a.pairs = static_cast<int32_t>(steps.size(2));
   check_groups(args);

@@ -33,8 +33,8 @@ Tensor run(const Tensor& x, const Tensor& y) {
   for (int i = 0; i < 3; ++i) STD_TORCH_CHECK(y.size(i) == x.size(i), "y: expected the shape of x");
   args.x = x.data_ptr();
   args.y = y.data_ptr();
-  copy_strides2(x, args.x_stride);
-  copy_strides2(y, args.y_stride);
+  copy_used_strides(x, args.x_stride);
+  copy_used_strides(y, args.y_stride);
   args.batch = x.size(0);
   args.tokens = x.size(1);
   args.channels = static_cast<int32_t>(x.size(2));

@@ -72,8 +72,8 @@ std::tuple<Tensor, Tensor> run(const Tensor& q, const Tensor& k, const Tensor& v
   Tensor out = output_like(q);
   Tensor lse = torch::stable::new_empty(q, {q.size(0), q.size(1), q.size(2)}, ScalarType::Float);
   args.out = out.data_ptr();
-  output_strides(out, args.out_stride);
-  args.lse = static_cast<float*>(lse.data_ptr());
+  copy_used_strides(out, args.out_stride);
+  args.lse = data_of<float>(lse);
   if (!is_empty(args.in) && args.in.q_len > 0) kRun(q, args);
   return {out, lse};
 }
@@ -175,14 +175,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
   Tensor dkey_bias = key_bias.has_value()
                          ? torch::stable::new_empty(q, {in.batch, in.heads, in.k_len}, ScalarType::Float)
                          : torch::stable::new_empty(q, {0}, ScalarType::Float);
-  output_strides(dq, args.dq_stride);
-  output_strides(dk, args.dk_stride);
-  output_strides(dv, args.dv_stride);
+  copy_used_strides(dq, args.dq_stride);
+  copy_used_strides(dk, args.dk_stride);
+  copy_used_strides(dv, args.dv_stride);
   args.dq = dq.data_ptr();
   args.dk = dk.data_ptr();
   args.dv = dv.data_ptr();
-  args.delta = static_cast<float*>(delta.data_ptr());
-  if (key_bias.has_value()) args.dkey_bias = static_cast<float*>(dkey_bias.data_ptr());
+  args.delta = data_of<float>(delta);
+  if (key_bias.has_value()) args.dkey_bias = data_of<float>(dkey_bias);
   if (is_empty(in) || k_order.has_value()) {  // keys without a position are in no block
     torch::stable::zero_(dk);
     torch::stable::zero_(dv);

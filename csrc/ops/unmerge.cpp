@@ -27,12 +27,12 @@ Tensor run(const Tensor& y, const Tensor& inverse, const OptionalTensor& residua
   UnmergeArgs args;
   args.dtype = check_values(y, "y");
   args.y = y.data_ptr();
-  copy_strides2(y, args.y_stride);
+  copy_used_strides(y, args.y_stride);
   args.batch = y.size(0);
   args.rows = y.size(1);
   args.width = y.size(2);
   check_table(inverse, ScalarType::Int, y, "inverse", {args.batch, -1});
-  args.inverse = indices_of(inverse);
+  args.inverse = data_of<const int32_t>(inverse);
   args.shared = inverse.size(0) == 1;
   args.tokens = inverse.size(1);
   if (residual.has_value()) {
@@ -41,7 +41,7 @@ Tensor run(const Tensor& y, const Tensor& inverse, const OptionalTensor& residua
                         residual->device() == y.device(),
                     "residual: expected [B, N, D] of y's dtype and device");
     args.residual = residual->data_ptr();
-    copy_strides2(*residual, args.residual_stride);
+    copy_used_strides(*residual, args.residual_stride);
   }
   if (gate.has_value()) {
     STD_TORCH_CHECK(check_values(*gate, "gate") == args.dtype && (gate->size(0) == args.batch || gate->size(0) == 1) &&
@@ -49,7 +49,7 @@ Tensor run(const Tensor& y, const Tensor& inverse, const OptionalTensor& residua
                         gate->device() == y.device(),
                     "gate: expected [1 or B, 1 or N, D] of y's dtype and device");
     args.gate = gate->data_ptr();
-    copy_strides2(*gate, args.gate_stride);
+    copy_used_strides(*gate, args.gate_stride);
   }
   Tensor out = torch::stable::new_empty(y, {args.batch, args.tokens, args.width});
   args.out = out.data_ptr();
