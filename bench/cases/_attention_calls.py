@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-import saccade
-from bench.cases import Call, Expected, Problem, Provider, Refused, Request
+from bench.cases import Expected, Problem, Provider, Request
 from bench.cases import _attention_exact as exact
-from bench.cases._runs import free, refusable
+from bench.cases._runs import one_pass
 from bench.gate import largest_error
 from saccade import attention as a
 from saccade.attention import BlockLayout
@@ -68,19 +66,8 @@ def attention(
     def provider(
         name: str, role: str, function: Callable[[Tensor, Tensor, Tensor], Tensor], *, checked: bool
     ) -> Provider:
-        def make() -> Call:
-            if not backward:
-                run = free(lambda: function(q, k, v))
-                refusable(run)
-                return Call([run], (lambda: [run()[0, 0]]) if checked else None, warm=run)
-            leaves = [x.detach().requires_grad_() for x in (q, k, v)]
-            out = refusable(lambda: function(*leaves))
-            if not out.requires_grad:
-                raise Refused("it has no backward pass here")
-            call = lambda: torch.autograd.grad(out, leaves, dout, retain_graph=True)  # noqa: E731
-            return Call([call], (lambda: [x[0, 0] for x in call()]) if checked else None, warm=call, capturable=False)
-
-        return Provider(name, role, make, version=saccade.__version__ if role == "ours" else torch.__version__)  # type: ignore[arg-type]
+        part = (lambda x: x[0, 0]) if checked else None
+        return one_pass(name, role, function, (q, k, v), dout if backward else None, part)
 
     found = [
         provider(f"saccade {i}", "ours", lambda q, k, v, i=i: a.sparse_attention(q, k, v, layout, impl=i), checked=True)
@@ -95,21 +82,20 @@ def attention(
         found.append(provider("saccade with its plan (top_k)", "peer", planned, checked=False))
     found.append(provider("torch SDPA, dense", "eager", F.scaled_dot_product_attention, checked=density == 1))
     if density in (1.0, 0.25):
-        found.append(_flex(provider, layout, backward and request.device == "cpu"))
+        flex = _flex(layout, backward and request.device == "cpu")
+        found.append(provider("torch FlexAttention, compiled", "compile", flex, checked=True))
     return Problem(found, expected)
 
 
-def _flex(provider: Any, layout: BlockLayout, no_backward: bool) -> Provider:
-    held: list[Any] = []
+def _flex(layout: BlockLayout, no_backward: bool) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """FlexAttention of the layout, which `one_pass` compiles."""
+
+    from torch.nn.attention.flex_attention import flex_attention
 
     def function(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if no_backward:
             raise ValueError("impl: FlexAttention has no backward pass on the CPU")
-        if not held:
-            from torch.nn.attention.flex_attention import flex_attention
+        return flex_attention(q, k, v, block_mask=mask)  # type: ignore[no-any-return]
 
-            held.extend((torch.compile(flex_attention, dynamic=False), layout.to_flex()))
-        return held[0](q, k, v, block_mask=held[1])  # type: ignore[no-any-return]
-
-    made: Provider = provider("torch FlexAttention, compiled", "compile", function, checked=True)
-    return made
+    mask = layout.to_flex()
+    return function

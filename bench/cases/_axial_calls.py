@@ -13,11 +13,10 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
-import saccade
-from bench.cases import Call, Case, Check, Counts, Expected, Problem, Provider, Refused, Request
+from bench.cases import Case, Check, Counts, Expected, Problem, Provider, Request
 from bench.cases._attention_calls import impls, values
-from bench.cases._checks import find
-from bench.cases._runs import free, refusable
+from bench.cases._checks import faster
+from bench.cases._runs import one_pass
 from bench.gate import largest_error
 from bench.rows import Row
 from saccade.attention import axial_attention
@@ -139,20 +138,7 @@ def attention(layer: Layer, dtype: str, mode: str, request: Request) -> Problem:
         return Expected(names, tuple(truth), {"strict": errors, "plain": errors}, 3.0 if backward else 2.0)
 
     def provider(name: str, role: str, function: Callable[..., Tensor]) -> Provider:
-        def make() -> Call:
-            call_function = torch.compile(function, dynamic=False) if role == "compile" else function
-            if not backward:
-                run = free(lambda: call_function(q, k, v))
-                refusable(run)
-                return Call([run], lambda: [run()[:, :1]], warm=run)
-            leaves = [x.detach().requires_grad_() for x in (q, k, v)]
-            out = refusable(lambda: call_function(*leaves))
-            if not out.requires_grad:
-                raise Refused("it has no backward pass here")
-            call = lambda: torch.autograd.grad(out, leaves, dout, retain_graph=True)  # noqa: E731
-            return Call([call], lambda: [x[:, :1] for x in call()], warm=call, capturable=False)
-
-        return Provider(name, role, make, version=saccade.__version__ if role == "ours" else torch.__version__)  # type: ignore[arg-type]
+        return one_pass(name, role, function, (q, k, v), dout if backward else None, lambda x: x[:, :1])
 
     peer = lambda q, k, v: rearranged(q, k, v, layer)  # noqa: E731
     found = [
@@ -191,14 +177,6 @@ def checks(rows: Sequence[Row]) -> list[Check]:
     for layer in LAYERS:
         wanted = 1.1 if layer.mean else 2.0
         for mode in ("forward", "backward"):
-            name, times = f"{layer.name}, {mode}: against {PEER}", []
-            for who in ("saccade cpu", PEER):
-                row = find(rows, layer.name, mode, FP32, who)
-                if row is not None and row.status == "ok" and row.value:
-                    times.append(row.value)
-            if len(times) < 2:
-                found.append(Check(name, "not measured", f">= {wanted:.1f}x", None))
-            else:
-                ratio = times[1] / times[0]
-                found.append(Check(name, f"{ratio:.2f}x", f">= {wanted:.1f}x", ratio >= wanted))
+            name = f"{layer.name}, {mode}: against {PEER}"
+            found.append(faster(name, rows, layer.name, "saccade cpu", PEER, wanted, FP32, mode=mode))
     return found

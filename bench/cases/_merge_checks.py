@@ -5,22 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from bench.cases import Case, Check, Request
-from bench.cases._checks import MEGABYTE, at_least, find
+from bench.cases._checks import MEGABYTE, at_least, faster, find
 from bench.rows import Row
 
 PRODUCT = "torch.bmm, the product alone"
-
-
-def _ratio(
-    name: str, rows: Sequence[Row], case: str, ours: str, peer: str, wanted: float, dtype: str, form: str = "{:.2f}x"
-) -> Check:
-    """Time of a peer over ours."""
-    row, other = (find(rows, case, "forward", dtype, p) for p in (ours, peer))
-    if row is None or other is None or row.status != "ok" or other.status != "ok" or not row.value or not other.value:
-        why = "; ".join(f"{r.status}: {r.reason}" for r in (row, other) if r is not None and r.status != "ok")
-        return Check(name, why or "not measured", f">= {form.format(wanted)}", None)
-    ratio = other.value / row.value
-    return Check(name, form.format(ratio), f">= {form.format(wanted)}", ratio >= wanted)
 
 
 def cpu_checks(
@@ -35,7 +23,7 @@ def cpu_checks(
     for case, wanted in (("ToMe match 4096", 1.8), ("ToMe match 16384", 3.0)):
         row = find(rows, case, "forward", fp32, ours)
         found.append(at_least(f"{case}: against torch", row, "speedup_eager", wanted, "{:.2f}x"))
-        found.append(_ratio(f"{case}: rate of the matrix product", rows, case, ours, PRODUCT, 0.7, fp32, "{:.0%}"))
+        found.append(faster(f"{case}: rate of the matrix product", rows, case, ours, PRODUCT, 0.7, fp32, "{:.0%}"))
     large = cases.get("ToMe match 16384" + fp32)
     size = None if large is None else peak(large, ours, request.threads)
     measured = "not measured" if size is None else f"{size / 1e6:.1f} MB"
@@ -45,8 +33,8 @@ def cpu_checks(
     merged = find(rows, "ViT-L merge", "forward", fp32, ours)
     found.append(at_least("ViT-L merge: against torch", merged, "speedup_eager", 5.0, "{:.1f}x"))
     match, both = "Stable Diffusion match", "Stable Diffusion merge + unmerge"
-    found.append(_ratio(f"{match}: against tomesd", rows, match, ours, "tomesd", 1.2, fp32))
-    found.append(_ratio(f"{both}: against tomesd", rows, both, ours, "tomesd", 6.0, fp32))
+    found.append(faster(f"{match}: against tomesd", rows, match, ours, "tomesd", 1.2, fp32))
+    found.append(faster(f"{both}: against tomesd", rows, both, ours, "tomesd", 6.0, fp32))
     return found
 
 
@@ -54,7 +42,7 @@ def cuda_checks(rows: Sequence[Row]) -> list[Check]:
     """GPU: half the rate of the matrix product, bandwidth of the merge, and the whole path at 4,096 tokens."""
     ours, bf16 = "saccade cuda", "bfloat16"
     found = [
-        _ratio(
+        faster(
             "Wan 720p match: rate of the matrix product", rows, "Wan 720p match", ours, PRODUCT, 0.5, bf16, "{:.0%}"
         ),
         at_least(
@@ -72,5 +60,5 @@ def cuda_checks(rows: Sequence[Row]) -> list[Check]:
         Check("match + merge + unmerge, 4,096 tokens", measured, "< 25 us", None if value is None else value < 25)
     )
     for case in ("Stable Diffusion match", "Stable Diffusion merge + unmerge"):
-        found.append(_ratio(f"{case}: against tomesd", rows, case, ours, "tomesd", 1.0, bf16))
+        found.append(faster(f"{case}: against tomesd", rows, case, ours, "tomesd", 1.0, bf16))
     return found

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 import saccade
 from bench.cases import Call, Case, Check, Counts, Expected, Problem, Provider, Request
 from bench.cases._attention_calls import impls, kept_blocks, layout_of, values
-from bench.cases._checks import find
+from bench.cases._checks import measured
 from bench.cases._runs import free, refusable
 from bench.gate import largest_error
 from bench.rows import Row
@@ -114,11 +114,11 @@ def cases(request: Request) -> list[Case]:
 
 def _share(rows: Sequence[Row], case: str, dtype: str, ours: str, peer: str, limit: float) -> Check:
     name, wanted = f"{case}: share of {peer}", f"<= {limit:.0%}"
-    found = [find(rows, case, "forward", dtype, who) for who in (ours, peer)]
-    times = [row.value for row in found if row is not None and row.status == "ok" and row.value]
-    if len(times) < 2:
-        return Check(name, "not measured", wanted, None)
-    return Check(name, f"{times[0] / times[1]:.1%}", wanted, times[0] / times[1] <= limit)
+    found, why = measured(rows, case, "forward", dtype, ours, peer)
+    if not found:
+        return Check(name, why, wanted, None)
+    share = found[0][1] / found[1][1]
+    return Check(name, f"{share:.1%}", wanted, share <= limit)
 
 
 def checks(rows: Sequence[Row], ours: str = "saccade cpu", dtype: str = FP32) -> list[Check]:

@@ -11,6 +11,10 @@ from functools import partial
 
 from bench.cases import Case, Check, Counts, Request
 from bench.cases import _attention_calls as call
+from bench.cases._attention_checks import cpu_checks, cuda_checks
+from bench.cases._attention_sanitize import calls
+from bench.cases._axial_calls import cases as axial_cases
+from bench.cases._plan_calls import cases as plan_cases
 from bench.rows import Row
 
 BF16, FP32 = "bfloat16", "float32"
@@ -33,9 +37,6 @@ def _attention(
 
 def cases(request: Request) -> list[Case]:
     """All cases of the family, most important first."""
-    from bench.cases._axial_calls import cases as axial_cases
-    from bench.cases._plan_calls import cases as plan_cases
-
     if request.quick:
         return [
             _attention("1024", 2, 1024, 64, d, FP32, m, request) for d in (1.0, 0.25) for m in ("forward", "backward")
@@ -58,13 +59,9 @@ def cases(request: Request) -> list[Case]:
 
 def checks(rows: Sequence[Row], request: Request) -> list[Check]:
     """The thresholds of the family, from the rows of this run."""
-    from bench.cases._attention_checks import cpu_checks, cuda_checks
-
     return cuda_checks(rows) if request.device == "cuda" else cpu_checks(rows)
 
 
 def sanitize(impl: str, device: str) -> Iterator[tuple[str, Callable[[], None]]]:
     """Small awkward calls of every op, for compute-sanitizer."""
-    from bench.cases._attention_sanitize import calls
-
     return calls(impl, device)
