@@ -12,17 +12,10 @@ __global__ void __launch_bounds__(kGramThreads, 2)
     attention_columns_kernel(const __grid_constant__ AttentionMapArgs args, const __grid_constant__ PairPlan plan) {
   using Stream = typename PairKind<T, kRows>::Stream;
   using Tile = typename Stream::Tile;
-  using Bits = typename T::Bits;
   SACCADE_SHARED(base);
   const AttentionInputs& in = args.in;
   const Stream stream(base, plan);
-  const int64_t item = blockIdx.x / plan.parts, part = blockIdx.x - item * plan.parts;
-  const int64_t entry = item / plan.tiles, first = (item - entry * plan.tiles) * kRows;
-  const int64_t batch = entry / in.heads, head = entry - batch * in.heads, kv_head = head / (in.heads / in.kv_heads);
-  const PairRows<T> q = {static_cast<const Bits*>(in.q) + batch * in.q_stride[0] + head * in.q_stride[1],
-                         in.q_stride[2]};
-  const PairRows<T> k = {static_cast<const Bits*>(in.k) + batch * in.k_stride[0] + kv_head * in.k_stride[1],
-                         in.k_stride[2]};
+  const auto [part, entry, first, batch, q, k] = pair_place<T, kRows>(in, plan);
   const float* lse = args.lse + entry * args.row_count;
   if (threadIdx.x < kRows) {
     const int64_t key = first + threadIdx.x;

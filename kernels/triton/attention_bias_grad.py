@@ -21,6 +21,7 @@ from saccade._triton.attention_tile import (
     bits_show,
     box_shows,
     list_of,
+    load_lse,
     load_parts,
     products,
     tokens_at,
@@ -81,8 +82,7 @@ def pair_grad(
     if HAS_KEY_BIAS:
         s += tl.load(key_bias_ptr + i_b * key_bias_stride + tl.trans(key), mask=tl.trans(m_k), other=0.0)
     i_row = (i_b * heads + i_h) * q_len + query
-    lse = tl.load(lse_ptr + i_row, mask=m_q, other=float("inf"))
-    lse = tl.where(lse == float("-inf"), float("inf"), lse)  # what sees nothing has P = 0
+    lse = load_lse(lse_ptr + i_row, m_q)
     delta = tl.load(delta_ptr + i_row, mask=m_q, other=0.0)
     w = tl.exp2((s - lse) * LOG2E)
     if CHUNK == 0:

@@ -154,3 +154,67 @@ def list_of(starts_ptr, counts_ptr, at, HAS: tl.constexpr):
     if HAS:
         return tl.load(starts_ptr + at).to(tl.int64), tl.load(counts_ptr + at)
     return tl.zeros((), tl.int64), tl.zeros((), tl.int32)
+
+
+@triton.jit
+def shown(
+    p_box, p_at, p_bits, i, j, row, column, first, q_positions, k_positions,
+    SEEN: tl.constexpr, AXES: tl.constexpr, K_BLOCK: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Which pairs a block seen in part shows: positions i and j, by bits rows and columns within the block, which begin at `first`."""
+    if SEEN == BOX:
+        return box_shows(p_box, p_at, i, j, q_positions, k_positions, AXES)
+    return bits_show(p_bits, row, column, first, K_BLOCK, BLOCK_N)
+
+
+@triton.jit
+def add_biases(
+    s, p_bias, p_key_bias, key, m_q, exists, HOLES: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_KEY_BIAS: tl.constexpr
+):
+    """Scores [queries, keys] with the biases of the tokens `key`; HOLES: some of them may not exist."""
+    if HAS_BIAS:
+        mask = m_q
+        if HOLES:
+            mask = mask & exists[None, :]
+        s += tl.load(p_bias + key[None, :], mask=mask, other=0.0).to(tl.float32)
+    if HAS_KEY_BIAS:
+        if HOLES:
+            key_bias = tl.load(p_key_bias + key, mask=exists, other=0.0)
+        else:
+            key_bias = tl.load(p_key_bias + key)
+        s += key_bias[None, :]
+    return s
+
+
+@triton.jit
+def load_lse(p, mask):
+    """lse, +inf for queries that do not exist or see nothing: their P is 0."""
+    lse = tl.load(p, mask=mask, other=float("inf"))
+    return tl.where(lse == float("-inf"), float("inf"), lse)
+
+
+@triton.jit
+def plain_blocks(indices_ptr, start, count, k_len, K_BLOCK: tl.constexpr, HAS_K_ORDER: tl.constexpr):
+    """Blocks of a list seen without any mask: all but one that ends early, which can only be the last."""
+    plain = count
+    if not HAS_K_ORDER:
+        last = tl.load(indices_ptr + start + count - 1, mask=count > 0, other=-1)
+        plain = count - ((last + 1) * K_BLOCK > k_len).to(tl.int32)
+    return plain
+
+
+@triton.jit
+def masked_block(
+    indices_ptr, p_indices_ptr, p_ids_ptr, bits_ptr, start, p_start, count, entry,
+    SEEN: tl.constexpr, Q_BLOCK: tl.constexpr, K_BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Entry of the `count` blocks seen whole followed by those seen in part: the block, whether it is a whole one, and its bits."""
+    whole = entry < count
+    block = tl.load(indices_ptr + start + entry, mask=whole, other=0)
+    p_bits = bits_ptr
+    if SEEN != WHOLE:
+        block += tl.load(p_indices_ptr + p_start + entry - count, mask=entry >= count, other=0)
+    if SEEN == BITS:
+        i_bits = tl.load(p_ids_ptr + p_start + entry - count, mask=entry >= count, other=0)
+        p_bits += i_bits.to(tl.int64) * (Q_BLOCK * (K_BLOCK // 32))
+    return block, whole, p_bits

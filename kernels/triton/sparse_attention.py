@@ -13,21 +13,21 @@ from saccade._triton import attention_launch, launch
 from saccade._triton.attention_configs import forward_tile
 from saccade._triton.attention_flags import row_flags
 from saccade._triton.attention_tile import (
-    BITS,
-    BOX,
     LN2,
     LOG2E,
     OPTIONS,
     SIZES,
     WHOLE,
+    add_biases,
     add_products,
-    bits_show,
-    box_shows,
     list_of,
     load_parts,
+    masked_block,
     operand,
+    plain_blocks,
     products,
     rows_at,
+    shown,
     store_parts,
     tokens_at,
     zero_parts,
@@ -55,22 +55,11 @@ def attend(
     s = products(q1, q2, p_q, m_q, k1, k2, p_key, exists[:, None], D, D2, CHUNK, BLOCK_M, BLOCK_N) * scale
     visible = exists[None, :]
     if MASKED and SEEN != WHOLE:
-        if SEEN == BOX:
-            shown = box_shows(p_box, p_at, i, j[None, :], q_positions, k_positions, AXES)
-        else:
-            shown = bits_show(p_bits, row, (j % K_BLOCK)[None, :], first, K_BLOCK, BLOCK_N)
-        visible = visible & (shown | whole)
-    if HAS_BIAS:
-        mask = m_q
-        if HOLES:
-            mask = mask & exists[None, :]
-        s += tl.load(p_bias + key[None, :], mask=mask, other=0.0).to(tl.float32)
-    if HAS_KEY_BIAS:
-        if HOLES:
-            key_bias = tl.load(p_key_bias + key, mask=exists, other=0.0)
-        else:
-            key_bias = tl.load(p_key_bias + key)
-        s += key_bias[None, :]
+        part = shown(
+            p_box, p_at, p_bits, i, j[None, :], row, (j % K_BLOCK)[None, :], first, q_positions, k_positions, SEEN, AXES, K_BLOCK, BLOCK_N
+        )  # fmt: skip
+        visible = visible & (part | whole)
+    s = add_biases(s, p_bias, p_key_bias, key, m_q, exists, HOLES, HAS_BIAS, HAS_KEY_BIAS)
     if HOLES:
         s = tl.where(visible, s, float("-inf"))
     best = tl.maximum(top, tl.max(s, 1))
@@ -127,10 +116,7 @@ def sparse_attention_kernel(
     i_list = i_b * list_stride_b + i_h * list_stride_h + i_tile // (Q_BLOCK // BLOCK_M)
     start, count = list_of(starts_ptr, counts_ptr, i_list, True)
     p_start, p_count = list_of(p_starts_ptr, p_counts_ptr, i_list, SEEN != WHOLE)
-    plain = count  # blocks without any mask: all but one that ends early, which can only be the last
-    if not HAS_K_ORDER:
-        last = tl.load(indices_ptr + start + count - 1, mask=count > 0, other=-1)
-        plain = count - ((last + 1) * K_BLOCK > k_len).to(tl.int32)
+    plain = plain_blocks(indices_ptr, start, count, k_len, K_BLOCK, HAS_K_ORDER)
 
     if CHUNK == 0:
         q1, q2 = load_parts(p_q, m_q, D, D1, D2, True)
@@ -150,15 +136,9 @@ def sparse_attention_kernel(
         )  # fmt: skip
     if SEEN != WHOLE or not HAS_K_ORDER:
         for n in range(plain * MASKED_STEPS, (count + p_count) * MASKED_STEPS):
-            entry = n // MASKED_STEPS
-            whole = entry < count
-            block = tl.load(indices_ptr + start + entry, mask=whole, other=0)
-            p_bits = bits_ptr
-            if SEEN != WHOLE:
-                block += tl.load(p_indices_ptr + p_start + entry - count, mask=entry >= count, other=0)
-            if SEEN == BITS:
-                i_bits = tl.load(p_ids_ptr + p_start + entry - count, mask=entry >= count, other=0)
-                p_bits += i_bits.to(tl.int64) * (Q_BLOCK * (K_BLOCK // 32))
+            block, whole, p_bits = masked_block(
+                indices_ptr, p_indices_ptr, p_ids_ptr, bits_ptr, start, p_start, count, n // MASKED_STEPS, SEEN, Q_BLOCK, K_BLOCK
+            )  # fmt: skip
             first = n % MASKED_STEPS * MASKED_N
             origin = block * K_BLOCK + first
             acc1, acc2, top, total = attend(

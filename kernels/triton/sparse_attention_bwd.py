@@ -15,19 +15,18 @@ from saccade._triton.attention_configs import dk_dv_tile, dq_tile
 from saccade._triton.attention_flags import row_flags
 from saccade._triton.attention_tile import (
     BITS,
-    BOX,
     LOG2E,
     OPTIONS,
     SIZES,
     WHOLE,
     add_products,
-    bits_show,
-    box_shows,
     list_of,
+    load_lse,
     load_parts,
     operand,
     products,
     rows_at,
+    shown,
     store_parts,
     tokens_at,
     zero_parts,
@@ -80,8 +79,7 @@ def add_keys(
     i = origin + row
     query, exists = tokens_at(p_q_order, i, q_len, HAS_Q_ORDER)
     delta = tl.load(p_delta + query, mask=exists, other=0.0)
-    lse = tl.load(p_lse + query, mask=exists, other=float("inf"))
-    lse = tl.where(lse == float("-inf"), float("inf"), lse)  # what does not exist, or sees nothing, has P = 0
+    lse = load_lse(p_lse + query, exists)
     keep = exists
     if MASKED:
         good = tl.abs(delta) < float("inf")
@@ -97,10 +95,10 @@ def add_keys(
         s += key_bias
     w = tl.exp2((s - lse[None, :]) * LOG2E)
     if MASKED:
-        if SEEN == BOX:
-            visible = box_shows(p_box, p_at, i[None, :], j, q_positions, k_positions, AXES)
-        else:
-            visible = bits_show(p_bits, (first + row)[None, :], column, key_first, K_BLOCK, BLOCK_N)
+        visible = shown(
+            p_box, p_at, p_bits, i[None, :], j, (first + row)[None, :], column, key_first, q_positions, k_positions,
+            SEEN, AXES, K_BLOCK, BLOCK_N,
+        )  # fmt: skip
         visible = visible & exists[None, :]
         w = tl.where(visible, w + tl.where(good | (lse == float("inf")), 0.0, float("nan"))[None, :], 0.0)
     g1, g2 = load_parts(p_grad, keep[:, None], D, D1, D2, True)

@@ -6,19 +6,20 @@ import triton
 import triton.language as tl
 
 from saccade._triton.attention_tile import (
-    BITS,
-    BOX,
     LOG2E,
     SIZES,
     WHOLE,
+    add_biases,
     add_products,
-    bits_show,
-    box_shows,
     list_of,
+    load_lse,
     load_parts,
+    masked_block,
     operand,
+    plain_blocks,
     products,
     rows_at,
+    shown,
     store_parts,
     tokens_at,
     zero_parts,
@@ -47,17 +48,7 @@ def add_queries(
     p_value = rows_at(p_v, key, origin, column, v_stride_s, ALIGN, HAS_K_ORDER or WIDE)
     k1, k2 = load_parts(p_key, keep[:, None], D, D1, D2, HOLES)
     s = products(q1, q2, p_q, m_q, k1, k2, p_key, keep[:, None], D, D2, CHUNK, BLOCK_M, BLOCK_N) * scale
-    if HAS_BIAS:
-        mask = m_q
-        if HOLES:
-            mask = mask & exists[None, :]
-        s += tl.load(p_bias + key[None, :], mask=mask, other=0.0).to(tl.float32)
-    if HAS_KEY_BIAS:
-        if HOLES:
-            key_bias = tl.load(p_key_bias + key, mask=exists, other=0.0)
-        else:
-            key_bias = tl.load(p_key_bias + key)
-        s += key_bias[None, :]
+    s = add_biases(s, p_bias, p_key_bias, key, m_q, exists, HOLES, HAS_BIAS, HAS_KEY_BIAS)
     if MASKED and SEEN != WHOLE:
         s += bad[None, :]
     w = tl.exp2((s - lse) * LOG2E)
@@ -70,11 +61,11 @@ def add_queries(
     if HOLES:
         visible = exists[None, :]
         if MASKED and SEEN != WHOLE:
-            if SEEN == BOX:
-                shown = box_shows(p_box, p_at, i, j[None, :], q_positions, k_positions, AXES)
-            else:
-                shown = bits_show(p_bits, row, (j % K_BLOCK)[None, :], first, K_BLOCK, BLOCK_N)
-            visible = visible & (shown | whole)
+            part = shown(
+                p_box, p_at, p_bits, i, j[None, :], row, (j % K_BLOCK)[None, :], first, q_positions, k_positions,
+                SEEN, AXES, K_BLOCK, BLOCK_N,
+            )  # fmt: skip
+            visible = visible & (part | whole)
         ds = tl.where(visible, ds, 0.0)
     return add_products(dq1, dq2, operand(ds, p_k), k1, k2, D2)
 
@@ -116,18 +107,14 @@ def attention_dq_kernel(
     i_list = i_b * list_stride_b + i_h * list_stride_h + i_tile // (Q_BLOCK // BLOCK_M)
     start, count = list_of(starts_ptr, counts_ptr, i_list, True)
     p_start, p_count = list_of(p_starts_ptr, p_counts_ptr, i_list, SEEN != WHOLE)
-    plain = count  # blocks without any mask: all but one that ends early, which can only be the last
-    if not HAS_K_ORDER:
-        last = tl.load(indices_ptr + start + count - 1, mask=count > 0, other=-1)
-        plain = count - ((last + 1) * K_BLOCK > k_len).to(tl.int32)
+    plain = plain_blocks(indices_ptr, start, count, k_len, K_BLOCK, HAS_K_ORDER)
 
     if CHUNK == 0:
         q1, q2 = load_parts(p_q, m_q, D, D1, D2, True)
         g1, g2 = load_parts(p_dout, m_q, D, D1, D2, True)
     else:
         q1, q2, g1, g2 = row, row, row, row
-    lse = tl.load(lse_ptr + (i_b * heads + i_h) * q_len + query, mask=m_q, other=float("inf"))
-    lse = tl.where(lse == float("-inf"), float("inf"), lse)  # what does not exist, or sees nothing, has P = 0
+    lse = load_lse(lse_ptr + (i_b * heads + i_h) * q_len + query, m_q)
     delta = tl.load(delta_ptr + (i_b * heads + i_h) * q_len + query, mask=m_q, other=0.0)
     dq1, dq2 = zero_parts(BLOCK_M, D1, D2)
     for n in range(0, plain * STEPS):
@@ -141,15 +128,9 @@ def attention_dq_kernel(
         )  # fmt: skip
     if SEEN != WHOLE or not HAS_K_ORDER:
         for n in range(plain * MASKED_STEPS, (count + p_count) * MASKED_STEPS):
-            entry = n // MASKED_STEPS
-            whole = entry < count
-            block = tl.load(indices_ptr + start + entry, mask=whole, other=0)
-            p_bits = bits_ptr
-            if SEEN != WHOLE:
-                block += tl.load(p_indices_ptr + p_start + entry - count, mask=entry >= count, other=0)
-            if SEEN == BITS:
-                i_bits = tl.load(p_ids_ptr + p_start + entry - count, mask=entry >= count, other=0)
-                p_bits += i_bits.to(tl.int64) * (Q_BLOCK * (K_BLOCK // 32))
+            block, whole, p_bits = masked_block(
+                indices_ptr, p_indices_ptr, p_ids_ptr, bits_ptr, start, p_start, count, n // MASKED_STEPS, SEEN, Q_BLOCK, K_BLOCK
+            )  # fmt: skip
             first = n % MASKED_STEPS * MASKED_N
             origin = block * K_BLOCK + first
             dq1, dq2 = add_queries(

@@ -169,6 +169,28 @@ struct PairKind<Float32, 64> {
   using Stream = PairStream<SimtTile, 2>;
 };
 
+// What a block of the grid (parts x tiles x heads x samples) works on.
+template <typename T>
+struct PairPlace {
+  int64_t part, entry, first, batch;  // of the streaming side; head of a sample; first row of the tile; sample
+  PairRows<T> q, k;
+};
+
+template <typename T, int kRows>
+__device__ __forceinline__ PairPlace<T> pair_place(const AttentionInputs& in, const PairPlan& plan) {
+  using Bits = typename T::Bits;
+  const int64_t item = blockIdx.x / plan.parts, entry = item / plan.tiles;
+  const int64_t batch = entry / in.heads, head = entry - batch * in.heads, kv_head = head / (in.heads / in.kv_heads);
+  const Bits* q = static_cast<const Bits*>(in.q) + batch * in.q_stride[0] + head * in.q_stride[1];
+  const Bits* k = static_cast<const Bits*>(in.k) + batch * in.k_stride[0] + kv_head * in.k_stride[1];
+  return {blockIdx.x - item * plan.parts,
+          entry,
+          (item - entry * plan.tiles) * kRows,
+          batch,
+          {q, in.q_stride[2]},
+          {k, in.k_stride[2]}};
+}
+
 // --- host ---
 
 constexpr int64_t kPairDim = 256;   // head_dim
