@@ -51,8 +51,7 @@ def check(p: Problem) -> tuple[Tensor, Tensor]:
     finite = exact_lse > -INF
     assert torch.equal(lse > -INF, finite)
     assert (out[~finite] == 0).all()
-    # Exponents are products of 16-bit values summed in fp32, in another order than torch's.
-    check_budget("lse", lse[finite], peer_lse[finite], exact_lse[finite], factor=4)
+    check_budget("lse", lse[finite], peer_lse[finite], exact_lse[finite])
     return out, lse
 
 
