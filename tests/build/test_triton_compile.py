@@ -22,12 +22,21 @@ ROOT = HERE.parents[1]
 sys.path.insert(0, str(HERE))
 
 import triton_launches  # noqa: E402
+import triton_launches_attention  # noqa: E402
 import triton_launches_merge  # noqa: E402
 
 BUDGETS = HERE / "triton_resources.json"
 SHARED_BYTES = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024}
 OLDEST = "3.6.0"
 pytestmark = pytest.mark.slow
+
+# Kernels that multiply on tensor cores where this argument is not fp32; on sm_90 those of attention by warp groups.
+MULTIPLIED = {
+    "match_kernel": "x_ptr", "knn_density_distances_kernel": "x_ptr", "sparse_attention_kernel": "q_ptr",
+    "attention_dk_dv_kernel": "q_ptr", "attention_dq_kernel": "q_ptr", "attention_bias_grad_kernel": "q_ptr",
+    "axial_kernel": "q_ptr", "axial_packed_kernel": "q_ptr", "axial_packed_bwd_kernel": "q_ptr", "axial_prefix_kernel": "q_ptr",
+    "axial_dk_dv_kernel": "q_ptr", "axial_dq_kernel": "q_ptr", "attention_rows_kernel": "q_ptr", "attention_columns_kernel": "q_ptr",
+}  # fmt: skip
 
 
 def installed() -> Path:
@@ -87,11 +96,12 @@ def problems(
     if launch.kernel == "match_kernel":
         limits.append(("layout conversions in loops", result["conversions_in_loops"], 0))
     found = [f"{launch.label}: {value} {what}, at most {limit}" for what, value, limit in limits if value > limit]
-    multiplies = (
-        launch.kernel in ("match_kernel", "knn_density_distances_kernel") and launch.signature["x_ptr"] != "*fp32"
-    )
-    if multiplies and not count("HMMA") + count("HGMMA"):
-        found.append(f"{launch.label}: no tensor-core instructions")
+    multiplied = MULTIPLIED.get(launch.kernel)
+    if multiplied and launch.signature[multiplied] != "*fp32":
+        if not count("HMMA") + count("HGMMA"):
+            found.append(f"{launch.label}: no tensor-core instructions")
+        if capability == 90 and multiplied == "q_ptr" and not count("HGMMA"):
+            found.append(f"{launch.label}: no warp-group instructions")
     if launch.vector_bytes >= 8:
         names = [name for name in result["instructions"] if name.startswith("LDG") and name.endswith(wide)]
         if launch.vector_bytes == 16 and not names:
@@ -101,20 +111,23 @@ def problems(
     return found
 
 
-def every_launch() -> list[triton_launches.Launch]:
-    return triton_launches.launches() + triton_launches_merge.launches()
+def every_launch() -> dict[int, list[triton_launches.Launch]]:
+    """What is compiled for each capability: the tiles of attention depend on it."""
+    common = triton_launches.launches() + triton_launches_merge.launches()
+    return {capability: common + triton_launches_attention.launches(capability) for capability in SHARED_BYTES}
 
 
 @pytest.fixture(scope="module")
-def launches() -> list[triton_launches.Launch]:
+def every() -> dict[int, list[triton_launches.Launch]]:
     return every_launch()
 
 
 @pytest.mark.parametrize("capability", SHARED_BYTES)
 @pytest.mark.parametrize("version", TRITONS)
-def test_resources(version: str, capability: int, launches: list[triton_launches.Launch]) -> None:
-    budgets = json.loads(BUDGETS.read_text())
-    assert sorted(budgets) == sorted(launch.label for launch in launches), "budgets and launches differ"
+def test_resources(version: str, capability: int, every: dict[int, list[triton_launches.Launch]]) -> None:
+    budgets, launches = json.loads(BUDGETS.read_text()), every[capability]
+    labels = {launch.label for some in every.values() for launch in some}
+    assert sorted(budgets) == sorted(labels), "budgets and launches differ"
     assert {launch.kernel for launch in launches} == set(triton_launches.KERNELS), "a kernel is never compiled"
     results = compile_all(TRITONS[version](), capability, [dataclasses.asdict(launch) for launch in launches])
     wrong = [
@@ -132,9 +145,9 @@ def test_resources(version: str, capability: int, launches: list[triton_launches
         assert few == many and len(many) == 1
 
 
-def test_gate_fails(launches: list[triton_launches.Launch]) -> None:
+def test_gate_fails(every: dict[int, list[triton_launches.Launch]]) -> None:
     """Too few registers, so spills; fused multiply-adds; pointers and strides of which nothing is known."""
-    by_label = {launch.label: launch for launch in launches}
+    by_label = {launch.label: launch for launch in every[90]}
     row, rope = by_label["d128-inter/qk_norm_rope_row"], by_label["d128/apply_rope"]
     blind = dataclasses.replace(rope, aligned=[], constants=rope.constants | {"ALIGN": 1})
     cases = [
@@ -153,10 +166,9 @@ def test_gate_fails(launches: list[triton_launches.Launch]) -> None:
 
 def write_budgets() -> None:
     """Registers, rounded up to the next multiple of 8, and 16-bit loads: the most of any Triton and capability."""
-    launches = every_launch()
     budgets: dict[str, dict[str, int]] = {}
     for version in TRITONS.values():
-        for capability in SHARED_BYTES:
+        for capability, launches in every_launch().items():
             for result in compile_all(version(), capability, [dataclasses.asdict(launch) for launch in launches]):
                 registers = -(-result["registers"] // 8) * 8
                 narrow = result["instructions"].get("LDG.E.U16", 0)

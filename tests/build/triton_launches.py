@@ -11,6 +11,15 @@ import torch
 
 from saccade._triton import (
     apply_rope,
+    attention_bias_grad,
+    attention_columns,
+    attention_flags,
+    attention_rows,
+    axial_attention,
+    axial_attention_bwd,
+    block_pool,
+    block_select,
+    block_transpose,
     keep_top,
     knn_density,
     launch,
@@ -24,6 +33,9 @@ from saccade._triton import (
     qk_norm_rope,
     rope_freq_grad,
     row_similarity,
+    sparse_attention,
+    sparse_attention_bwd,
+    sparse_attention_bwd_dq,
     sum_rows,
     unmerge,
 )
@@ -43,10 +55,24 @@ MERGE = (
     keep_top, knn_density, match, merge, merge_bwd, merge_plan, merge_plan_small, prompt_pool3d, prompt_pool3d_bwd,
     row_similarity, unmerge,
 )  # fmt: skip
+ATTENTION = (
+    attention_bias_grad,
+    attention_columns,
+    attention_flags,
+    attention_rows,
+    axial_attention,
+    axial_attention_bwd,
+    block_pool,
+    block_select,
+    block_transpose,
+    sparse_attention,
+    sparse_attention_bwd,
+    sparse_attention_bwd_dq,
+)
 OPTIONS = ("num_warps", "num_stages", "maxnreg", *launch.OPTIONS)
 KERNELS = {
     name: (module.__name__.rpartition(".")[2], getattr(module, name))
-    for module in (*ROPE, *MERGE)
+    for module in (*ROPE, *MERGE, *ATTENTION)
     for name in vars(module)
     if name.endswith("_kernel")
 }

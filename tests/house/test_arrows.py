@@ -28,7 +28,7 @@ MAY = {
     "demo": FAMILIES | FOUNDATION | {"swap", "testing", "doctor"},
     "doctor": {"_load", "_dispatch"},
     "cli": {"doctor", "demo", "swap"},
-    "__init__": FAMILIES | {"_dispatch", "_triton", "_load"},
+    "__init__": FAMILIES | {"_dispatch", "_triton", "_load", "swap"},
 }
 # A family may use another's specs and positions, never its kernels.
 MAY["attention"] |= {"rope"}

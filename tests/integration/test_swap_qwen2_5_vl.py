@@ -14,8 +14,8 @@ from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as modeling  # no
 from saccade.demo import exact  # noqa: E402
 from saccade.rope.multimodal import multimodal_positions  # noqa: E402
 from saccade.rope.presets import hope, mrope, qwen_vision, vanilla, videorope  # noqa: E402
-from saccade.swap import Site, Swap, SwapRefused  # noqa: E402
-from saccade.swap.instance import fingerprint  # noqa: E402
+from saccade.swap import SwapRefused  # noqa: E402
+from saccade.swap.instance import Site, Swap, fingerprint  # noqa: E402
 from saccade.swap.qwen2_5_vl import rotary  # noqa: E402
 from saccade.testing import check_budget  # noqa: E402
 

@@ -18,9 +18,9 @@ from timm.models.vision_transformer import Block, VisionTransformer  # noqa: E40
 
 from saccade import merge  # noqa: E402
 from saccade.merge import MergeSchedule  # noqa: E402
-from saccade.swap import SwapRefused, merge_tokens  # noqa: E402
+from saccade.swap import SwapRefused  # noqa: E402
 from saccade.swap import timm as swap  # noqa: E402
-from saccade.swap.timm import restore  # noqa: E402
+from saccade.swap.timm import merge_tokens, restore  # noqa: E402
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 from merge.tome_oracle import Oracle  # noqa: E402

@@ -1,6 +1,20 @@
 """Swaps: kernels of Saccade put into models of other libraries, instance by instance, and taken out again."""
 
-from saccade.swap.instance import Site, Swap, SwapRefused
-from saccade.swap.timm import Merged, merge_tokens, restore
+from saccade.swap.engine import accelerate, accelerated, plan, restore
+from saccade.swap.presets import preset, presets
+from saccade.swap.recipe import Recipe, Rule
+from saccade.swap.report import Report
+from saccade.swap.source import SwapRefused
 
-__all__ = ["Merged", "Site", "Swap", "SwapRefused", "merge_tokens", "restore"]
+__all__ = [
+    "Recipe",
+    "Report",
+    "Rule",
+    "SwapRefused",
+    "accelerate",
+    "accelerated",
+    "plan",
+    "preset",
+    "presets",
+    "restore",
+]

@@ -1,0 +1,255 @@
+"""What attention does at one site: the rules of a recipe, at work.
+
+A `Context` belongs to one accelerated model. Its root writes into it, before each call and in plain ints, which tokens come and which
+denoising step it is; each site's `Attend` reads it. Layouts of fixed patterns are built there, outside of what torch.compile sees.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from saccade.attention import BlockLayout, PlanCache, patterns, sparse_attention
+from saccade.attention.orders import tile_order
+from saccade.swap.recipe import Rule
+from saccade.swap.tokens import Tokens, tile_windows, token_window
+
+__all__ = ["Attend", "Context", "Slot", "attends", "fixed_layout", "is_fixed", "sdpa"]
+
+Tensor = torch.Tensor
+_KEPT = 8  # layouts of one rule: two resolutions, with and without a negative prompt, and some to spare
+_DYNAMIC = ("svg", "top_k", "top_p")
+_EXACT = ("stock", "dense")
+
+
+def is_fixed(rule: Rule) -> bool:
+    """Whether the pattern follows from the grid alone."""
+    return rule.kernel not in (*_DYNAMIC, *_EXACT)
+
+
+def fixed_layout(rule: Rule, tokens: Tokens, device: Any = None) -> BlockLayout:
+    """The layout of a fixed pattern."""
+    params, grid = dict(rule.params), tokens.grid
+    options: dict[str, Any] = {"prefix": tokens.prefix, "device": device, "block": params.pop("block", 64)}
+    if rule.kernel == "frame_causal":
+        if tokens.suffix:
+            raise ValueError("frame_causal: text behind the video would be seen by no frame, or by all")
+        return patterns.frame_causal(grid, **params, **options)
+    options["suffix"] = tokens.suffix
+    if rule.kernel == "sliding_tile":
+        tile = [min(edge, size) for edge, size in zip(params.get("tile", (6, 8, 8)), grid, strict=True)]
+        window = params.get("window") or tile_windows(grid, tile, params.get("density", 0.25))
+        return patterns.sliding_tile(grid, tile, window, **options)
+    if rule.kernel == "neighborhood":
+        density = params.pop("density", 0.25)
+        params.setdefault("window", token_window(grid, density))
+        return patterns.neighborhood(grid, **params, **options)
+    makers: dict[str, Callable[..., BlockLayout]] = {
+        "spatial": patterns.spatial, "temporal": patterns.temporal, "radial": patterns.radial,
+    }  # fmt: skip
+    return makers[rule.kernel](grid, **params, **options)
+
+
+def _planner(rule: Rule, tokens: Tokens, device: torch.device) -> Callable[[Tensor, Tensor], BlockLayout]:
+    params = {name: value for name, value in rule.params.items() if name not in ("every", "recall", "tile")}
+    tile = [min(edge, size) for edge, size in zip(rule.params.get("tile", (4, 4, 4)), tokens.grid, strict=True)]
+    options: dict[str, Any] = {"prefix": tokens.prefix, "suffix": tokens.suffix}
+    order = tile_order(tokens.grid, tile, block=params.get("block", 64), device=device, **options)
+    options |= {"q_order": order, "k_order": order}
+    if rule.kernel == "top_k":
+        return partial(patterns.top_k, keep=params.pop("keep", 0.25), **params, **options)
+    return partial(patterns.top_p, p=params.pop("p", 0.9), **params, **options)
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, scale: float | None = None) -> Tensor:
+    """torch's attention, [B, H, S, D]; heads of k and v may be fewer."""
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
+
+
+@dataclass(eq=False)
+class Slot:
+    """One rule in one model; what the root writes lies here."""
+
+    rule: Rule
+    active: bool = True
+    layout: BlockLayout | None = None
+    built: dict[Any, Any] = field(default_factory=dict)
+    plan: Callable[[Tensor, Tensor], BlockLayout] | None = None
+    cache: PlanCache | None = None
+
+    def prepare(self, tokens: Tokens | None, step: int, device: torch.device) -> None:
+        """Decide whether the rule holds at this step, and build what follows from the grid alone."""
+        first, last = self.rule.steps or (0, None)
+        self.active = first <= step and (last is None or step < last)
+        self.layout = self.plan = self.cache = None
+        if not self.active or tokens is None or self.rule.kernel in (*_EXACT, "svg"):
+            return
+        key = (tokens, device)
+        if key not in self.built:
+            while len(self.built) >= _KEPT:
+                del self.built[next(iter(self.built))]
+            self.built[key] = self._build(tokens, device)
+        self.layout, self.plan, self.cache = self.built[key]
+
+    def _build(self, tokens: Tokens, device: torch.device) -> tuple[BlockLayout | None, Any, PlanCache | None]:
+        if is_fixed(self.rule):
+            return fixed_layout(self.rule, tokens, device), None, None
+        plan = _planner(self.rule, tokens, device)
+        every, recall = self.rule.params.get("every", 1), self.rule.params.get("recall")
+        reused = every != 1 or recall is not None
+        return None, plan, PlanCache(plan, every=every, recall=recall) if reused else None
+
+    def choose(self, q: Tensor, k: Tensor, v: Tensor, tokens: Tokens, key: Hashable, step: int) -> BlockLayout:
+        """The layout for these q, k and v. Under torch.compile each call plans anew: reuse would be a graph of its own."""
+        if self.layout is not None:
+            return self.layout
+        if self.plan is None:
+            return patterns.svg(q, k, v, tokens.grid, prefix=tokens.prefix, suffix=tokens.suffix, **self.rule.params)
+        if self.cache is None or torch.compiler.is_compiling():
+            return self.plan(q, k)
+        return self.cache(q, k, key=key, step=step)
+
+
+@dataclass(eq=False)
+class Context:
+    """What the sites of one model must know of a call.
+
+    Attributes:
+        tokens: of the sequence that attention sees, or None where the root could not tell.
+        step: denoising step, from 0.
+        total: calls so far with another timestep than the one before.
+        notes: what could not be served, and why; each once.
+    """
+
+    slots: list[Slot] = field(default_factory=list)
+    tokens: Tokens | None = None
+    step: int = 0
+    fixed_step: int | None = None
+    notes: list[str] = field(default_factory=list)
+    _timestep: Any = None
+
+    def slot(self, rule: Rule) -> Slot:
+        """The slot of a rule, made where there is none."""
+        for slot in self.slots:
+            if slot.rule is rule:
+                return slot
+        self.slots.append(Slot(rule))
+        return self.slots[-1]
+
+    def begin(self, tokens: Tokens | None, device: torch.device, timestep: Any = None, step: int | None = None) -> None:
+        """Called by the root before each forward.
+
+        Args:
+            tokens: of the sequence.
+            device: where layouts are built.
+            timestep: the object that the pipeline passes: a new object is a new step. Its value is not read: nothing waits.
+            step: the number of the step, where the caller knows it (a scheduler does).
+        """
+        if self.fixed_step is not None:
+            self.step = self.fixed_step
+        elif step is not None:
+            self.step = step
+        elif timestep is not None and timestep is not self._timestep:
+            self.step = 0 if self._timestep is None else self.step + 1
+            self._timestep = timestep
+        self.tokens = tokens
+        for slot in self.slots:
+            slot.prepare(tokens, self.step, device)
+
+    def reset(self) -> None:
+        """The next call is step 0."""
+        self.step, self._timestep = 0, None
+
+    def unserved(self, rule: Rule, reason: str) -> None:
+        """A rule cannot serve a call: error, or stock attention and one note."""
+        if rule.on_unsupported == "error":
+            raise ValueError(f"{rule.kernel}: {reason}")
+        note = f"{rule.kernel}: {reason}; stock attention ran"
+        if note not in self.notes and not torch.compiler.is_compiling():
+            self.notes.append(note)
+            warnings.warn(f"saccade: {note}", stacklevel=3)
+
+
+@dataclass(eq=False)
+class Attend:
+    """How one site attends: by the first of its rules that is active.
+
+    `exact` is what "dense" runs. On a CPU Saccade's kernel was measured to be faster than torch's; on a GPU it has not been measured, so
+    there it is torch's.
+    """
+
+    context: Context
+    slots: tuple[Slot, ...]
+    key: Hashable = 0
+
+    def rule_now(self) -> Slot | None:
+        """The slot that decides this call."""
+        for slot in self.slots:
+            if slot.active:
+                return slot
+        return None
+
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        key_mask: Tensor | None = None,
+        scale: float | None = None,
+        stock: Callable[[], Tensor] | None = None,
+    ) -> Tensor:
+        """Attention [B, H, S, D] over the tokens of the context.
+
+        Args:
+            q, k, v: [B, H, S, D], k and v with H or fewer heads; any strides.
+            key_mask: bool [B, S], True where a key may be seen.
+            scale: of q.k.
+            stock: the model's own attention on the same tensors; torch's where None.
+        """
+        slot = self.rule_now()
+        if slot is not None and slot.rule.kernel != "stock":
+            layout = self._layout(slot, q, k, v)
+            if layout is not None:
+                bias = (
+                    None
+                    if key_mask is None
+                    else torch.zeros_like(key_mask, dtype=torch.float32).masked_fill(~key_mask, float("-inf"))
+                )
+                return sparse_attention(q, k, v, layout, key_bias=bias, scale=scale)
+        if stock is not None:
+            return stock()
+        return sdpa(q, k, v, mask=None if key_mask is None else key_mask[:, None, None], scale=scale)
+
+    def _layout(self, slot: Slot, q: Tensor, k: Tensor, v: Tensor) -> BlockLayout | None:
+        rule, tokens = slot.rule, self.context.tokens
+        if q.shape[3] % 8 or q.shape[3] > 256 or q.dtype == torch.float64:
+            self.context.unserved(rule, f"expected head_dim a multiple of 8 up to 256, got {q.shape[3]} in {q.dtype}")
+            return None
+        if rule.kernel == "dense":
+            return BlockLayout.dense(q.shape[2], k.shape[2], device=q.device) if q.device.type == "cpu" else None
+        if tokens is None:
+            self.context.unserved(rule, "the grid of the tokens is not known")
+            return None
+        if not tokens.length == q.shape[2] == k.shape[2]:
+            self.context.unserved(
+                rule, f"expected {tokens.length} tokens ({tokens}), got {q.shape[2]} queries and {k.shape[2]} keys"
+            )
+            return None
+        return slot.choose(q, k, v, tokens, self.key, self.context.step)
+
+
+def attends(context: Context, rules: Sequence[Rule], key: Hashable) -> Attend:
+    """The `Attend` of a site: its rules up to the first that holds at every step."""
+    used: list[Slot] = []
+    for rule in rules:
+        used.append(context.slot(rule))
+        if rule.steps is None:
+            break
+    return Attend(context, tuple(used), key)

@@ -1,0 +1,1 @@
+"""Adapters for diffusers' video transformers. None imports diffusers: what they need, the model's own classes have."""

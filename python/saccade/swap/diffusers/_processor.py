@@ -1,0 +1,185 @@
+"""What all swapped attention processors of diffusers share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from saccade.rope import RopeSpec, apply_rope, qk_norm_rope
+from saccade.swap.attend import Attend, Context, sdpa
+from saccade.swap.source import fingerprint
+from saccade.swap.tokens import Tokens
+
+__all__ = ["Processor", "Watch", "plain_rms_norm", "processor_reason", "project"]
+
+Tensor = torch.Tensor
+
+
+class Processor:
+    """Takes the place of a stock processor. Settings that diffusers keeps on processors stay on the stock one.
+
+    Args:
+        stock: the processor that was there.
+        attend: what attention does.
+        spec: of the rotation, where positions come in place of tables; None: tables come, as in stock.
+    """
+
+    def __init__(self, stock: Any, attend: Attend, spec: RopeSpec | None = None) -> None:
+        self.stock, self.attend, self.spec = stock, attend, spec
+
+    @property
+    def _attention_backend(self) -> Any:
+        return self.stock._attention_backend
+
+    @_attention_backend.setter
+    def _attention_backend(self, value: Any) -> None:
+        self.stock._attention_backend = value
+
+    @property
+    def _parallel_config(self) -> Any:
+        return self.stock._parallel_config
+
+    @_parallel_config.setter
+    def _parallel_config(self, value: Any) -> None:
+        self.stock._parallel_config = value
+
+    def attention(
+        self, q: Tensor, k: Tensor, v: Tensor, *, key_mask: Tensor | None = None, stock_mask: Tensor | None = None
+    ) -> Tensor:
+        """Attention in diffusers' order of axes: [B, S, H, D] in and out.
+
+        Args:
+            q, k, v: [B, S, H, D].
+            key_mask: bool [B, S], True where a key may be seen.
+            stock_mask: the same as stock gives it to its backend.
+        """
+        parallel = getattr(self, "_parallel_config", None)
+        slot = self.attend.rule_now()
+        if slot is None or slot.rule.kernel == "stock":
+            return self._stock(q, k, v, stock_mask, parallel)
+        config = None if parallel is None else parallel.context_parallel_config
+        if config is None:
+            return self._attend(q, k, v, key_mask, lambda: self._stock(q, k, v, stock_mask, None))
+        if config.ring_degree > 1:
+            self.attend.context.unserved(slot.rule, "a ring shows each rank a part of the keys; use Ulysses")
+            return self._stock(q, k, v, stock_mask, parallel)
+        if q.shape[2] % config.ulysses_degree:
+            self.attend.context.unserved(
+                slot.rule, f"{q.shape[2]} heads cannot be shared by {config.ulysses_degree} ranks"
+            )
+            return self._stock(q, k, v, stock_mask, parallel)
+        group = config._ulysses_mesh.get_group()
+        q, k, v = (_to_heads(x, group, config.ulysses_degree) for x in (q, k, v))
+        return _to_tokens(self._attend(q, k, v, key_mask, None), group, config.ulysses_degree)
+
+    def _attend(
+        self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, stock: Callable[[], Tensor] | None
+    ) -> Tensor:
+        back = None if stock is None else lambda: stock().transpose(1, 2)
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        return self.attend(q, k, v, key_mask=key_mask, stock=back).transpose(1, 2)
+
+    def _stock(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, parallel: Any) -> Tensor:
+        dispatch = getattr(type(self.stock).__call__, "__globals__", {}).get("dispatch_attention_fn")
+        if dispatch is None:  # CogVideoX and Mochi call torch
+            return sdpa(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask=mask).transpose(1, 2)
+        options = {"backend": self._attention_backend, "parallel_config": parallel}
+        out: Tensor = dispatch(q, k, v, attn_mask=mask, dropout_p=0.0, is_causal=False, **options)
+        return out
+
+    def rotate(
+        self, q: Tensor, k: Tensor, positions: Tensor, norms: tuple[nn.Module, nn.Module] | None, norm: Any = "head"
+    ) -> tuple[Tensor, Tensor]:
+        """q and k [B, S, H, D], normalised by `norms` (None: they are), then turned by `positions` [axes, S]."""
+        assert self.spec is not None
+        q, k = q.transpose(1, 2), k.transpose(1, 2)
+        if norms is None:
+            q, k = _pair(apply_rope(q, k, positions, self.spec))
+        else:
+            weights, eps = (norms[0].weight, norms[1].weight), norms[0].eps
+            q, k = _pair(qk_norm_rope(q, k, positions, self.spec, *weights, norm=norm, eps=eps))
+        return q.transpose(1, 2), k.transpose(1, 2)
+
+
+def _pair(values: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor]:
+    assert values[1] is not None
+    return values[0], values[1]
+
+
+def _exchange(x: Tensor, group: Any) -> Tensor:
+    from torch.distributed import _functional_collectives as collectives
+
+    out: Tensor = collectives.all_to_all_single_autograd(x.contiguous(), None, None, group)
+    return collectives.wait_tensor(out) if not out.requires_grad else out
+
+
+def _to_heads(x: Tensor, group: Any, ranks: int) -> Tensor:
+    """[B, S / P, H, D] of every rank -> [B, S, H / P, D]."""
+    batch, local, heads, width = x.shape
+    x = x.reshape(batch, local, ranks, heads // ranks, width).permute(2, 0, 1, 3, 4)  # [P, B, S / P, H / P, D]
+    return _exchange(x, group).permute(1, 0, 2, 3, 4).reshape(batch, ranks * local, heads // ranks, width)
+
+
+def _to_tokens(x: Tensor, group: Any, ranks: int) -> Tensor:
+    """[B, S, H / P, D] -> [B, S / P, H, D]."""
+    batch, tokens, heads, width = x.shape
+    x = x.reshape(batch, ranks, tokens // ranks, heads, width).permute(1, 0, 2, 3, 4)  # [P, B, S / P, H / P, D]
+    return _exchange(x, group).permute(1, 2, 0, 3, 4).reshape(batch, tokens // ranks, ranks * heads, width)
+
+
+def project(attn: Any, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k and v by the module's own linear layers, fused ones where `fuse_projections` was called."""
+    if getattr(attn, "fused_projections", False):
+        q, k, v = attn.to_qkv(hidden).chunk(3, dim=-1)
+        return q, k, v
+    return attn.to_q(hidden), attn.to_k(hidden), attn.to_v(hidden)
+
+
+def plain_rms_norm(norm: Any) -> bool:
+    """Whether a norm is torch's RMSNorm with a weight that may be read: nobody hooks it (offloading, casting, LoRA)."""
+    if type(norm) is not nn.RMSNorm or norm.weight is None or norm.eps is None:
+        return False
+    return not (norm._forward_hooks or norm._forward_pre_hooks or "forward" in vars(norm))
+
+
+def processor_reason(attn: Any, tested: dict[str, set[str]], versions: str) -> str | None:
+    """Why an attention module cannot be swapped: its forward or its processor is not one that was tested; or None."""
+    stock = getattr(attn, "processor", None)
+    for name, function in (
+        (f"{type(attn).__name__}.forward", type(attn).forward),
+        (f"{type(stock).__name__}.__call__", vars(type(stock)).get("__call__")),
+    ):
+        found = fingerprint(function) if callable(function) else "missing"
+        if found not in tested.get(name, ()):
+            return f"{name} has an untested source ({found}); tested: {versions}"
+    return "its forward was replaced by someone else" if "forward" in vars(attn) else None
+
+
+class Watch:
+    """A pre-hook of the root: writes the tokens and the step of each call into the context.
+
+    Args:
+        context: of the model.
+        tokens_of: (root, arguments by name) -> Tokens, or None where it cannot tell.
+        names: of the positional arguments of the root's forward.
+        pipeline: whose scheduler knows the step, or None.
+    """
+
+    def __init__(
+        self, context: Context, tokens_of: Callable[..., Tokens | None], names: tuple[str, ...], pipeline: Any
+    ) -> None:
+        self.context, self.tokens_of, self.names, self.pipeline = context, tokens_of, names, pipeline
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def __call__(self, root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """See the class."""
+        given = {**dict(zip(self.names, args, strict=False)), **kwargs}
+        scheduler = getattr(self.pipeline, "scheduler", None)
+        step = None
+        if scheduler is not None and hasattr(scheduler, "step_index"):
+            step = scheduler.step_index or 0
+        device = given["hidden_states"].device
+        self.context.begin(self.tokens_of(root, given), device, given.get("timestep"), step)

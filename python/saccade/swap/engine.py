@@ -1,0 +1,220 @@
+"""`plan`, `accelerate`, `restore`, `accelerated`: recipes carried out on models."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+from saccade.swap import families
+from saccade.swap.costs import estimate
+from saccade.swap.edit import Edit, apply_all, undo_all
+from saccade.swap.recipe import Recipe
+from saccade.swap.report import Report, Row
+from saccade.swap.site import Adapter, Choice, Extra, Site
+from saccade.swap.source import SwapRefused
+
+__all__ = ["accelerate", "accelerated", "plan", "restore"]
+
+_STATE = "_saccade_swap"
+
+
+def _parts(model: Any) -> list[tuple[str, nn.Module]]:
+    """The modules of a model, or of a pipeline's components."""
+    if isinstance(model, nn.Module):
+        return [("", model)]
+    components = getattr(model, "components", None)
+    if isinstance(components, dict):
+        parts = [(name, part) for name, part in components.items() if isinstance(part, nn.Module)]
+        if parts:
+            return parts
+    raise TypeError(f"model: expected an nn.Module, or a diffusers pipeline, got {type(model).__name__}")
+
+
+def _roots(model: Any) -> Iterator[tuple[str, nn.Module, Adapter]]:
+    for name, part in _parts(model):
+        for path, module in part.named_modules():
+            adapter = families.adapter_of(module)
+            if adapter is not None:
+                yield ".".join(filter(None, (name, path))), module, adapter
+
+
+def _strangers(model: Any, known: set[int]) -> Iterator[Site]:
+    """Attention modules that no adapter spoke of."""
+    for name, part in _parts(model):
+        for path, module in part.named_modules():
+            if id(module) not in known and families.looks_like_attention(module):
+                full = ".".join(filter(None, (name, path)))
+                yield Site(full, module, "attention", "", reason=f"{type(module).__name__} is of no known family")
+
+
+def _choose(recipe: Recipe, site: Site, family: str) -> Choice:
+    fitting = []
+    for rule in recipe.rules:
+        if rule.fits(site.path, site.kind, family, site.role, site.layer, site.depth):
+            fitting.append(rule)
+            if rule.steps is None:
+                break
+    choice = Choice(site, family, tuple(fitting), site.reason)
+    if all(rule.kernel == "stock" for rule in fitting):
+        choice.rules = ()
+        choice.reason = site.reason or ("the recipe says stock" if fitting else "no rule of the recipe")
+    elif site.reason is None:
+        cannot = [rule.kernel for rule in fitting if rule.kernel != "stock" and rule.kernel not in site.kernels]
+        if cannot:
+            accepted = ", ".join(sorted(site.kernels)) or "none"
+            choice.reason = f"{cannot[0]} cannot go here; kernels that can: {accepted}"
+    return choice
+
+
+class _Applied:
+    """Lies in the `__dict__` of the first root, so that a copied model has its own."""
+
+    def __init__(self, edits: list[Edit], report: Report) -> None:
+        self.edits, self.report = edits, report
+
+
+def _prepare(model: Any, recipe: Any, grid: Any, text: Any) -> tuple[Report, list[Edit], nn.Module]:
+    recipe = Recipe.of(recipe)
+    parts = _parts(model)
+    rows: list[Choice] = []
+    edits: list[Edit] = []
+    known: set[int] = set()
+    sizes: dict[str, str] = {}
+    extra = Extra(None if isinstance(model, nn.Module) else model)
+    disabled = os.environ.get("SACCADE_DISABLE", "0") not in ("", "0")
+    for path, root, adapter in _roots(model):
+        tokens = adapter.tokens(grid, text)
+        choices = [_choose(recipe, site, adapter.family) for site in adapter.sites(path, root, tokens)]
+        if disabled:
+            for choice in choices:
+                choice.reason = "SACCADE_DISABLE is set"
+        edits += adapter.edits(path, root, [choice for choice in choices if choice.swapped], extra)
+        for choice in choices:
+            costs = estimate(choice.site, choice.rules if choice.swapped else (), tokens)
+            if costs is not None:
+                choice.before, choice.after = costs
+        known |= {id(choice.site.module) for choice in choices}
+        sizes[adapter.family] = str(tokens)
+        rows += choices
+    rows += [Choice(site, "", (), site.reason) for site in _strangers(model, known)]
+    report = Report(recipe, tuple(Row.of(row) for row in rows), False, sizes, tuple(extra.contexts))
+    return report, edits, parts[0][1]
+
+
+def _applied(model: Any) -> list[tuple[nn.Module, _Applied]]:
+    found = []
+    for _, part in _parts(model):
+        found += [(module, vars(module)[_STATE]) for module in part.modules() if _STATE in vars(module)]
+    return found
+
+
+def plan(
+    model: Any, recipe: Any = "lossless", *, grid: tuple[int, int, int] | None = None, text: int | None = None
+) -> Report:
+    """What `accelerate` would do, without touching anything.
+
+    Args:
+        model: an nn.Module, a PEFT wrapper of one, or a diffusers pipeline.
+        recipe: a `Recipe`, the name of a preset ("balanced", "wan-balanced"; `saccade presets` lists them), the path of a JSON file, or a
+            mapping.
+        grid: (T, H, W) tokens of the video that the estimates assume; the family's usual one where None.
+        text: text tokens that they assume.
+
+    Returns:
+        A `Report`: every attention site of the model is in it.
+
+    Raises:
+        ValueError, TypeError: naming the argument, what came and what is accepted.
+
+    Example:
+        >>> import saccade
+        >>> from torch import nn
+        >>> report = saccade.plan(nn.Linear(4, 4), "lossless")
+        >>> len(report.rows)
+        0
+    """
+    edits = [edit for _, state in _applied(model) for edit in state.edits]
+    undo_all(edits)
+    try:
+        return _prepare(model, recipe, grid, text)[0]
+    finally:
+        apply_all(edits)
+
+
+def accelerate(
+    model: Any,
+    recipe: Any = "lossless",
+    *,
+    strict: bool = False,
+    grid: tuple[int, int, int] | None = None,
+    text: int | None = None,
+) -> Report:
+    """Put Saccade's kernels into a model, as a recipe says; `restore` takes them out again.
+
+    Only instances are changed: no class, no module's globals, no parameter, no state_dict key. Sites whose source is not one that was
+    tested are left as they are, with the reason in the report. A model that is accelerated already gets the new recipe in place of the old.
+
+    Args:
+        model, recipe, grid, text: as in `plan`.
+        strict: raise where a site that the recipe speaks of cannot be swapped, or where it speaks of none.
+
+    Returns:
+        A `Report`.
+
+    Raises:
+        SwapRefused: with strict=True; nothing is changed.
+        ValueError, TypeError: naming the argument, what came and what is accepted; nothing is changed.
+        RuntimeError: where another patch lies on top of an earlier swap; nothing is changed.
+    """
+    before = _applied(model)
+    restore(model)
+    try:
+        report, edits, holder = _prepare(model, recipe, grid, text)
+        if strict and (report.skipped or not report.swapped):
+            lines = [f"{row.path} ({row.cls}): {row.reason}" for row in report.skipped] or ["no rule fits a site"]
+            raise SwapRefused("nothing was swapped:\n  " + "\n  ".join(lines))
+        apply_all(edits)
+    except BaseException:
+        for module, state in before:
+            apply_all(state.edits)
+            vars(module)[_STATE] = state
+        raise
+    if edits:
+        report.applied = True
+        vars(holder)[_STATE] = _Applied(edits, report)
+    return report
+
+
+def restore(model: Any) -> None:
+    """Take Saccade's kernels out again: the same objects and the same bits as before. Nothing happens where there are none.
+
+    Raises:
+        RuntimeError: and nothing is changed, where another patch lies on top of a swap; undo that first.
+    """
+    found = _applied(model)
+    undo_all([edit for _, state in found for edit in state.edits])
+    for module, state in found:
+        state.report.applied = False
+        del vars(module)[_STATE]
+
+
+@contextlib.contextmanager
+def accelerated(model: Any, recipe: Any = "lossless", **options: Any) -> Iterator[Report]:
+    """`accelerate` for the length of a `with` block; the model is restored however it ends.
+
+    Example:
+        >>> import saccade
+        >>> from torch import nn
+        >>> with saccade.accelerated(nn.Linear(4, 4), "lossless") as report:
+        ...     len(report.swapped)
+        0
+    """
+    report = accelerate(model, recipe, **options)
+    try:
+        yield report
+    finally:
+        restore(model)

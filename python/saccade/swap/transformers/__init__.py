@@ -1,0 +1,1 @@
+"""Adapters for transformers' captioners and vision towers. None imports transformers: what they need, the model's own classes have."""

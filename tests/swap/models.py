@@ -1,0 +1,152 @@
+"""Small models of every family, with random weights, and what is asked of each swap."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+import saccade
+
+Tensor = torch.Tensor
+
+
+def seeded(make: Callable[[], nn.Module]) -> nn.Module:
+    """A model in eval mode whose parameters are random, also those that start at zero or one."""
+    torch.manual_seed(0)
+    model = make().eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim < 2:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+            elif "scale_shift_table" in name:
+                parameter.normal_(0, 0.1)
+    return model
+
+
+def output(value: Any) -> Tensor:
+    """The tensor that a model is for."""
+    if isinstance(value, Tensor):
+        return value
+    for name in ("logits", "sample", "last_hidden_state"):
+        found = getattr(value, name, None)
+        if found is not None:
+            return found
+    return output(value[0])
+
+
+def run(model: nn.Module, given: dict[str, Any], *, backward: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
+    """The output, and gradients of all parameters where asked."""
+    if not backward:
+        with torch.no_grad():
+            return output(model(**given)), {}
+    model.zero_grad(set_to_none=True)
+    out = output(model(**given))
+    weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out.dtype)
+    (out * weights).sum().backward()
+    grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad(set_to_none=True)
+    return out.detach(), grads
+
+
+def in_double(given: dict[str, Any]) -> dict[str, Any]:
+    return {k: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in given.items()}
+
+
+def check_lossless(
+    model: nn.Module, given: dict[str, Any], recipe: Any = "lossless", *, double: Any = None, expect: int = 1
+) -> Any:
+    """Outputs within twice, gradients within three times stock's own error against float64; and something was swapped.
+
+    `double` is the float64 twin (a deep copy in double where None).
+    """
+    import copy
+
+    exact = copy.deepcopy(model).double() if double is None else double
+    want, want_grads = run(exact, in_double(given), backward=True)
+    stock, stock_grads = run(model, given, backward=True)
+    with saccade.accelerated(model, recipe) as report:
+        assert len(report.swapped) >= expect, str(report)
+        ours, our_grads = run(model, given, backward=True)
+    assert not report.notes, report.notes
+    assert ours.shape == stock.shape and ours.dtype == stock.dtype
+    within(ours, stock, want, 2, "output")
+    assert set(our_grads) == set(stock_grads)
+    # One budget for all gradients: a bias of keys has a gradient of zero, and its error is rounding alone.
+    scale = {name: float(want_grads[name].abs().max()) or 1.0 for name in want_grads}
+    worst = max(float((stock_grads[n].double() - want_grads[n]).abs().max()) / scale[n] for n in scale)
+    for name in stock_grads:
+        error = float((our_grads[name].double() - want_grads[name]).abs().max())
+        own = float((stock_grads[name].double() - want_grads[name]).abs().max())
+        assert error <= max(3 * own, worst * scale[name]), f"gradient of {name}: {error:.3e}, stock {own:.3e}"
+    return report
+
+
+def within(ours: Tensor, stock: Tensor, want: Tensor, factor: float, what: str) -> None:
+    error, own = (float((x.double() - want).abs().max()) for x in (ours, stock))
+    assert error <= factor * own, f"{what}: error {error:.3e}, stock {own:.3e}"
+
+
+@contextlib.contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """Inside anything may happen; afterwards the model holds the same objects under the same names."""
+
+    def snapshot() -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for path, module in model.named_modules():
+            for name, value in vars(module).items():
+                if isinstance(value, dict):
+                    found[f"{path}.{name}"] = {k: id(v) for k, v in value.items()}
+                elif isinstance(value, (int, float, str, bool, type(None))):
+                    found[f"{path}.{name}"] = value
+                else:
+                    found[f"{path}.{name}"] = id(value)
+        return found
+
+    before, keys = snapshot(), list(model.state_dict())
+    yield
+    after = snapshot()
+    assert after == before, {k for k in before.keys() | after.keys() if before.get(k) != after.get(k)}
+    assert list(model.state_dict()) == keys
+
+
+def check_restore(model: nn.Module, given: dict[str, Any], recipe: Any) -> None:
+    """Bit-equal outputs and the same object graph after restore, also twice and after an exception."""
+    stock, _ = run(model, given)
+    keys = list(model.state_dict())
+    with unchanged(model):
+        report = saccade.accelerate(model, recipe)
+        assert report.swapped and report.applied
+        assert list(model.state_dict()) == keys
+        run(model, given)
+        saccade.accelerate(model, recipe)  # twice: the second takes the place of the first
+        saccade.restore(model)
+        saccade.restore(model)
+    assert torch.equal(run(model, given)[0], stock)
+    with unchanged(model), contextlib.suppress(ZeroDivisionError), saccade.accelerated(model, recipe):
+        raise ZeroDivisionError
+    with unchanged(model):
+        saccade.plan(model, recipe)
+
+
+# ---- diffusers ----------------------------------------------------------------------------------------------------------
+def wan(**changes: Any) -> nn.Module:
+    from diffusers import WanTransformer3DModel
+
+    config: dict[str, Any] = dict(
+        patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=48, in_channels=4, out_channels=4, text_dim=16,
+        freq_dim=32, ffn_dim=128, num_layers=3, cross_attn_norm=True, qk_norm="rms_norm_across_heads", rope_max_seq_len=64,
+    )  # fmt: skip
+    return seeded(lambda: WanTransformer3DModel(**{**config, **changes}))
+
+
+def wan_inputs(model: Any, frames: int = 3, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    g = torch.Generator().manual_seed(2)
+    return dict(
+        hidden_states=torch.randn(2, model.config.in_channels, frames, 16, 20, generator=g).to(dtype),
+        timestep=torch.tensor([500, 500]),
+        encoder_hidden_states=torch.randn(2, 12, model.config.text_dim, generator=g).to(dtype),
+    )
