@@ -15,6 +15,7 @@ from bench.cases._attention_checks import cpu_checks, cuda_checks
 from bench.cases._attention_sanitize import calls
 from bench.cases._axial_calls import cases as axial_cases
 from bench.cases._plan_calls import cases as plan_cases
+from bench.cases._tile_calls import cases as tile_cases
 from bench.rows import Row
 
 BF16, FP32 = "bfloat16", "float32"
@@ -54,7 +55,7 @@ def cases(request: Request) -> list[Case]:
             for d in DENSITIES
         ]
         found.append(_attention("8 heads of 64", 8, 8192, 64, 0.25, BF16, "forward", request))
-    return [*found, *plan_cases(request), *axial_cases(request)]
+    return [*found, *tile_cases(request), *plan_cases(request), *axial_cases(request)]
 
 
 def checks(rows: Sequence[Row], request: Request) -> list[Check]:

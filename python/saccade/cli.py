@@ -52,6 +52,32 @@ def main() -> None:
             raise typer.Exit(2) from error
         raise typer.Exit(code)
 
+    @app.command("plan")
+    def plan_command(
+        model: str = typer.Argument(
+            help="Folder or config file of transformers or diffusers, a Hub name, or timm:NAME."
+        ),
+        recipe: str = typer.Option(
+            "balanced", "--recipe", help="A preset (`saccade presets`) or the path of a JSON file."
+        ),
+        grid: str = typer.Option(None, "--grid", help="Tokens T,H,W of the video that the estimates assume."),
+        text: int = typer.Option(None, "--text", help="Text tokens that they assume."),
+        json_path: Path = typer.Option(None, "--json", help="Also write the report to this file."),
+    ) -> None:
+        """What `saccade.accelerate` would swap in a model, without weights and without touching anything."""
+        from saccade.swap import command
+
+        raise typer.Exit(command.plan(Console(), model, recipe, grid, text, json_path))
+
+    @app.command("presets")
+    def presets_command(
+        name: str = typer.Argument(None, help="Print this preset's recipe as JSON."),
+    ) -> None:
+        """The recipes that come with Saccade."""
+        from saccade.swap import command
+
+        raise typer.Exit(command.presets(Console(), name))
+
     app()
 
 

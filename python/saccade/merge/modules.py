@@ -141,10 +141,13 @@ class TokenMerger(nn.Module):
                 return cut(r, tokens, spared)
         return max(min(r, self.partition.sources(tokens) - spared), 0)
 
-    def match(self, metric: torch.Tensor, *, index: int = 0) -> MergePlan:
-        """The plan for a metric [B, N, C] or [B, H, N, C]: a new one, or with `reuse` the one in the cache."""
-        tokens = metric.shape[-2]
-        r = self.amount_at(index, tokens)
+    def match(self, metric: torch.Tensor, *, index: int = 0, r: int | None = None) -> MergePlan:
+        """The plan for a metric [B, N, C] or [B, H, N, C]: a new one, or with `reuse` the one in the cache.
+
+        `r` is how many tokens to merge of each sample; None for the module's own amount at `index`.
+        """
+        if r is None:
+            r = self.amount_at(index, metric.shape[-2])
         if self.reuse > 1 and index % self.reuse and self._fits(metric, r):
             assert self.cached is not None
             return self.cached

@@ -6,6 +6,7 @@ denoising step it is; each site's `Attend` reads it. Layouts of fixed patterns a
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from saccade.attention.orders import tile_order
 from saccade.swap.recipe import Rule
 from saccade.swap.tokens import Tokens, tile_windows, token_window
 
-__all__ = ["Attend", "Context", "Slot", "attends", "fixed_layout", "is_fixed", "sdpa"]
+__all__ = ["Attend", "Context", "Slot", "attends", "dense_layout", "fixed_layout", "is_fixed", "sdpa"]
 
 Tensor = torch.Tensor
 _KEPT = 8  # layouts of one rule: two resolutions, with and without a negative prompt, and some to spare
@@ -70,6 +71,17 @@ def _planner(rule: Rule, tokens: Tokens, device: torch.device) -> Callable[[Tens
 def sdpa(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, scale: float | None = None) -> Tensor:
     """torch's attention, [B, H, S, D]; heads of k and v may be fewer."""
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
+
+
+@functools.lru_cache(maxsize=256)
+def _dense(queries: int, keys: int) -> BlockLayout:
+    with torch.inference_mode(False):  # training may use it next
+        return BlockLayout.dense(queries, keys)
+
+
+def dense_layout(queries: int, keys: int) -> BlockLayout:
+    """The layout on the CPU in which every query sees every key; kept, except by compiled code, of which it becomes a part."""
+    return BlockLayout.dense(queries, keys) if torch.compiler.is_compiling() else _dense(queries, keys)
 
 
 @dataclass(eq=False)
@@ -166,11 +178,11 @@ class Context:
         """The next call is step 0."""
         self.step, self._timestep = 0, None
 
-    def unserved(self, rule: Rule, reason: str) -> None:
-        """A rule cannot serve a call: error, or stock attention and one note."""
+    def unserved(self, rule: Rule, reason: str, *, ran: str = "stock attention ran") -> None:
+        """A rule cannot serve a call: error, or what stock does and one note, which ends with `ran`."""
         if rule.on_unsupported == "error":
             raise ValueError(f"{rule.kernel}: {reason}")
-        note = f"{rule.kernel}: {reason}; stock attention ran"
+        note = f"{rule.kernel}: {reason}; {ran}"
         if note not in self.notes and not torch.compiler.is_compiling():
             self.notes.append(note)
             warnings.warn(f"saccade: {note}", stacklevel=3)
@@ -233,7 +245,7 @@ class Attend:
             self.context.unserved(rule, f"expected head_dim a multiple of 8 up to 256, got {q.shape[3]} in {q.dtype}")
             return None
         if rule.kernel == "dense":
-            return BlockLayout.dense(q.shape[2], k.shape[2], device=q.device) if q.device.type == "cpu" else None
+            return dense_layout(q.shape[2], k.shape[2]) if q.device.type == "cpu" else None
         if tokens is None:
             self.context.unserved(rule, "the grid of the tokens is not known")
             return None

@@ -17,7 +17,7 @@ from saccade.swap.report import Report, Row
 from saccade.swap.site import Adapter, Choice, Extra, Site
 from saccade.swap.source import SwapRefused
 
-__all__ = ["accelerate", "accelerated", "plan", "restore"]
+__all__ = ["accelerate", "accelerated", "plan", "put_in_place", "restore"]
 
 _STATE = "_saccade_swap"
 
@@ -70,6 +70,13 @@ def _choose(recipe: Recipe, site: Site, family: str) -> Choice:
     return choice
 
 
+def put_in_place(holder: nn.Module, edits: list[Edit], report: Report) -> None:
+    """Apply edits, and remember them in the model for `restore`."""
+    apply_all(edits)
+    report.applied = True
+    vars(holder)[_STATE] = _Applied(edits, report)
+
+
 class _Applied:
     """Lies in the `__dict__` of the first root, so that a copied model has its own."""
 
@@ -84,7 +91,7 @@ def _prepare(model: Any, recipe: Any, grid: Any, text: Any) -> tuple[Report, lis
     edits: list[Edit] = []
     known: set[int] = set()
     sizes: dict[str, str] = {}
-    extra = Extra(None if isinstance(model, nn.Module) else model)
+    extra = Extra(None if isinstance(model, nn.Module) else model, model=model)
     disabled = os.environ.get("SACCADE_DISABLE", "0") not in ("", "0")
     for path, root, adapter in _roots(model):
         tokens = adapter.tokens(grid, text)
@@ -98,7 +105,10 @@ def _prepare(model: Any, recipe: Any, grid: Any, text: Any) -> tuple[Report, lis
             if costs is not None:
                 choice.before, choice.after = costs
         known |= {id(choice.site.module) for choice in choices}
-        sizes[adapter.family] = str(tokens)
+        if any(choice.before is not None for choice in choices):
+            said = sizes.setdefault(adapter.family, str(tokens))
+            if str(tokens) not in said.split("; "):  # a vision tower and a language model of one family
+                sizes[adapter.family] = f"{said}; {tokens}"
         rows += choices
     rows += [Choice(site, "", (), site.reason) for site in _strangers(model, known)]
     report = Report(recipe, tuple(Row.of(row) for row in rows), False, sizes, tuple(extra.contexts))
@@ -177,15 +187,13 @@ def accelerate(
         if strict and (report.skipped or not report.swapped):
             lines = [f"{row.path} ({row.cls}): {row.reason}" for row in report.skipped] or ["no rule fits a site"]
             raise SwapRefused("nothing was swapped:\n  " + "\n  ".join(lines))
-        apply_all(edits)
+        if edits:
+            put_in_place(holder, edits, report)
     except BaseException:
         for module, state in before:
             apply_all(state.edits)
             vars(module)[_STATE] = state
         raise
-    if edits:
-        report.applied = True
-        vars(holder)[_STATE] = _Applied(edits, report)
     return report
 
 

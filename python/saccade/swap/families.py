@@ -12,28 +12,42 @@ from saccade.swap.site import Adapter
 __all__ = ["adapter_of", "adapters", "looks_like_attention"]
 
 # Modules that define ADAPTERS, a list of Adapter objects.
-_MODULES: tuple[str, ...] = ("diffusers.wan",)
+_MODULES: tuple[str, ...] = (
+    "diffusers.wan",
+    "diffusers.ltx",
+    "diffusers.ltx2",
+    "transformers.visual_tokens",
+    "timm",
+    "diffusers.hunyuan_video",
+    "diffusers.hunyuan_video15",
+    "diffusers.cogvideox",
+    "diffusers.mochi",
+    "transformers.qwen_vision",
+    "transformers.qwen_text",
+)
 
 
 @functools.cache
-def adapters() -> dict[str, Adapter]:
-    """Adapters by the class name of their root."""
-    found: dict[str, Adapter] = {}
+def adapters() -> dict[tuple[str, str], Adapter]:
+    """Adapters by their package ("" for any) and the class name of their root."""
+    found: dict[tuple[str, str], Adapter] = {}
     for name in _MODULES:
         for adapter in importlib.import_module(f"saccade.swap.{name}").ADAPTERS:
             for root in adapter.roots:
-                if root in found:
-                    raise RuntimeError(f"{root} belongs to {found[root].family} and to {adapter.family}")
-                found[root] = adapter
+                key = adapter.package, root
+                if key in found:
+                    raise RuntimeError(f"{root} belongs to {found[key].family} and to {adapter.family}")
+                found[key] = adapter
     return found
 
 
 def adapter_of(module: nn.Module) -> Adapter | None:
     """The adapter whose root a module is, or None."""
     for cls in type(module).__mro__:
-        adapter = adapters().get(cls.__name__)
-        if adapter is not None:
-            return adapter
+        for package in (cls.__module__.partition(".")[0], ""):
+            adapter = adapters().get((package, cls.__name__))
+            if adapter is not None:
+                return adapter
         if cls is nn.Module:
             break
     return None

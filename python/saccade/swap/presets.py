@@ -6,7 +6,7 @@ from typing import Any
 
 from saccade.swap.recipe import Recipe, Rule
 
-__all__ = ["FAMILIES", "LEVELS", "preset", "presets"]
+__all__ = ["FAMILIES", "KEPT", "LEVELS", "SPARSE", "preset", "presets"]
 
 LEVELS = {
     "lossless": "exact: fused rotary embeddings and norms, packed attention; same results within the numerics contract",
@@ -21,17 +21,22 @@ CAPTIONERS = (
 FAMILIES = (*GENERATORS, *CAPTIONERS)
 
 # level -> (dense steps, dense layers, density) of generators
-_SPARSE = {"conservative": (12, 2, 0.5), "balanced": (8, 1, 0.3), "aggressive": (4, 0, 0.15)}
+SPARSE = {"conservative": (12, 2, 0.5), "balanced": (8, 1, 0.3), "aggressive": (4, 0, 0.15)}
 # level -> kept ratio of the tokens of vision towers
 KEPT = {"conservative": 0.7, "balanced": 0.5, "aggressive": 0.3}
 
 
+_STOCK = ("timm", "open_clip")  # torch's attention is the fastest known there, and they rotate nothing
+
+
 def _exact(family: str) -> list[Rule]:
+    if family in _STOCK:
+        return [Rule("stock", family=family)]
     return [Rule("rotary", family=family), Rule("dense", family=family, role="[sjv]*")]  # self, joint, vision
 
 
 def _generator(family: str, level: str) -> list[Rule]:
-    steps, layers, density = _SPARSE[level]
+    steps, layers, density = SPARSE[level]
     own: dict[str, Any] = {"family": family, "role": "[sj]*"}
     rules = [Rule("rotary", family=family), Rule("dense", steps=(0, steps), **own)]
     if layers:

@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from saccade.swap.attend import Context
 from saccade.swap.recipe import Recipe
 from saccade.swap.site import Choice
 
-__all__ = ["Report", "Row"]
+__all__ = ["COLUMNS", "NUMBERS", "Report", "Row"]
 
-_WIDEST = 64
+COLUMNS = ("sites", "n", "role", "kernel", "GFLOP", "MB", "note")
+NUMBERS = (1, 4, 5, 6)  # columns aligned to the right
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Report:
         rows: one for each site, in the model's order.
         applied: whether the swaps are in place.
         sizes: what the estimates assume, for each family.
-        contexts: of the models, for `steps` and `notes`.
+        contexts: of the models; each has notes.
     """
 
     recipe: Recipe
@@ -98,14 +100,16 @@ class Report:
     def set_step(self, step: int | None) -> None:
         """Tell the swapped model its denoising step, where it cannot find out (None: it counts timesteps again)."""
         for context in self.contexts:
-            context.fixed_step = step
-            if step is None:
-                context.reset()
+            if isinstance(context, Context):
+                context.fixed_step = step
+        if step is None:
+            self.reset()
 
     def reset(self) -> None:
         """The next call is denoising step 0."""
         for context in self.contexts:
-            context.reset()
+            if isinstance(context, Context):
+                context.reset()
 
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
         """The report as JSON; written to a file where a path is given."""
@@ -121,46 +125,47 @@ class Report:
             Path(path).write_text(text, encoding="utf-8")
         return text
 
-    def lines(self) -> list[tuple[str, ...]]:
-        """The table's lines: (sites, count, class, role, kernel, GFLOP before, after, MB before, after, what or why)."""
-        out: list[tuple[str, ...]] = []
+    def lines(self) -> tuple[list[tuple[str, ...]], list[str]]:
+        """The table's lines (see `COLUMNS`), and the remarks that their last cells number."""
         groups: dict[tuple[Any, ...], list[Row]] = {}
         for row in self.rows:
             groups.setdefault(_alike(row), []).append(row)
+        remarks: dict[str, int] = {}
+        lines: list[tuple[str, ...]] = []
         for rows in groups.values():
             head = rows[0]
-            cost = ("", "", "", "")
-            flop_pairs = [row.flops for row in rows if row.flops]
-            byte_pairs = [row.bytes for row in rows if row.bytes]
-            if len(flop_pairs) == len(byte_pairs) == len(rows):
-                flops = [sum(pair[i] for pair in flop_pairs) for i in (0, 1)]
-                moved = [sum(pair[i] for pair in byte_pairs) for i in (0, 1)]
-                cost = (_short(flops[0] / 1e9), _short(flops[1] / 1e9), _short(moved[0] / 1e6), _short(moved[1] / 1e6))
-            why = head.reason or head.change
+            remark = head.reason or head.change
+            number = str(remarks.setdefault(remark, len(remarks) + 1)) if remark else ""
             role = head.kind if head.kind != "attention" else head.role
-            out.append((_paths([row.path for row in rows]), str(len(rows)), head.cls, role, head.kernel, *cost, why))
-        return out
+            costs = (_pair([row.flops for row in rows], 1e9), _pair([row.bytes for row in rows], 1e6))
+            lines.append((_paths([row.path for row in rows]), str(len(rows)), role, head.kernel, *costs, number))
+        return lines, [f"{number}  {remark}" for remark, number in remarks.items()]
+
+    @property
+    def headline(self) -> str:
+        """One line: what was done."""
+        counts = f"{len(self.swapped)} sites swapped, {len(self.skipped)} skipped, {len(self.unchanged)} left stock"
+        return f"recipe {self.recipe.name}: {counts} ({'applied' if self.applied else 'planned, nothing is changed'})"
+
+    @property
+    def footnotes(self) -> list[str]:
+        """What the estimates assume, and what could not be served while the model ran."""
+        sizes = "; ".join(f"{family}: {size} tokens" for family, size in self.sizes.items())
+        found = [f"estimates: one forward of one sample in bf16, linear layers left out; {sizes}"] if sizes else []
+        return [*found, *(f"note: {note}" for note in self.notes)]
 
     def __str__(self) -> str:
-        names = ("sites", "n", "class", "role", "kernel", "GFLOP", "after", "MB", "after", "what changes, or why not")
-        lines = [names, *self.lines()]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(names) - 1)]
-        right = {1, 5, 6, 7, 8}
-        table = []
+        lines, remarks = self.lines()
+        lines = [COLUMNS, *lines]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(COLUMNS))]
+        rows = []
         for line in lines:
             cells = [
-                c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths, strict=False))
+                c.rjust(w) if i in NUMBERS else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))
             ]
-            table.append("  ".join([*cells, line[-1]]).rstrip())
-        table.insert(1, "-" * max(map(len, table)))
-        state = "applied" if self.applied else "planned, nothing is changed"
-        counts = f"{len(self.swapped)} sites swapped, {len(self.skipped)} skipped, {len(self.unchanged)} left stock"
-        head = f"recipe {self.recipe.name}: {counts} ({state})"
-        tail = [
-            f"estimates: one forward of one sample, bf16, linear layers left out; {f}: {s}"
-            for f, s in self.sizes.items()
-        ]
-        return "\n".join([head, *table, *tail, *(f"note: {note}" for note in self.notes)])
+            rows.append("  ".join(cells).rstrip())
+        rows.insert(1, "-" * max(map(len, rows)))
+        return "\n".join([self.headline, *rows, *remarks, *self.footnotes])
 
 
 def _alike(row: Row) -> tuple[Any, ...]:
@@ -176,6 +181,15 @@ def _paths(paths: list[str]) -> str:
     for column in zip(*parts, strict=True):
         merged.append(column[0] if len(set(column)) == 1 else f"{column[0]}-{column[-1]}")
     return "".join(merged)
+
+
+def _pair(pairs: list[tuple[float, float] | None], unit: float) -> str:
+    """The sums before and after, in units; once where nothing changes; nothing where one is not known."""
+    known = [pair for pair in pairs if pair is not None]
+    if not known or len(known) < len(pairs):
+        return ""
+    before, after = (_short(sum(pair[i] for pair in known) / unit) for i in (0, 1))
+    return before if before == after else f"{before} > {after}"
 
 
 def _short(value: float) -> str:

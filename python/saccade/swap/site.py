@@ -96,11 +96,13 @@ class Adapter:
     Attributes:
         family: the name that recipes match.
         roots: class names of the modules that hold the family's sites.
+        package: that defines those classes, where another package has classes of the same name; "" for any.
         grid, text: sizes for estimates where the user gives none.
     """
 
     family: str = ""
     roots: tuple[str, ...] = ()
+    package: str = ""
     grid: tuple[int, int, int] = (1, 1, 1)
     text: int = 0
 
@@ -127,7 +129,9 @@ class Extra:
     Attributes:
         pipeline: that holds the root, or None; its scheduler knows the step.
         contexts: one for each root that has one.
+        model: what the user gave: the root, a pipeline, or a model that holds the root.
     """
 
     pipeline: Any = None
     contexts: list[Any] = field(default_factory=list)
+    model: Any = None

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from saccade.rope import RopeSpec, apply_rope, qk_norm_rope
-from saccade.swap.attend import Attend, Context, sdpa
+from saccade.swap.attend import Attend, Context, attends, sdpa
+from saccade.swap.edit import Attribute, Edit, PreHook, method
+from saccade.swap.site import Choice, Extra
 from saccade.swap.source import fingerprint
 from saccade.swap.tokens import Tokens
 
-__all__ = ["Processor", "Watch", "plain_rms_norm", "processor_reason", "project"]
+__all__ = ["Processor", "Watch", "is_bare", "place", "plain_rms_norm", "processor_reason", "project", "rotary_reason"]
 
 Tensor = torch.Tensor
 
@@ -29,6 +31,12 @@ class Processor:
 
     def __init__(self, stock: Any, attend: Attend, spec: RopeSpec | None = None) -> None:
         self.stock, self.attend, self.spec = stock, attend, spec
+        # None: the stock processor calls torch itself (CogVideoX, Mochi)
+        self._dispatch = self.of_stock("dispatch_attention_fn")
+
+    def of_stock(self, name: str) -> Any:
+        """What a global name means to the stock processor, or None."""
+        return getattr(type(self.stock).__call__, "__globals__", {}).get(name)
 
     @property
     def _attention_backend(self) -> Any:
@@ -75,6 +83,21 @@ class Processor:
         q, k, v = (_to_heads(x, group, config.ulysses_degree) for x in (q, k, v))
         return _to_tokens(self._attend(q, k, v, key_mask, None), group, config.ulysses_degree)
 
+    def masked(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        """Stock attention [B, S, H, D] under a mask that differs from query to query: no kernel of ours takes one."""
+        slot = self.attend.rule_now()
+        if slot is not None and slot.rule.kernel != "stock":
+            self.attend.context.unserved(slot.rule, "the model gave a mask of queries and keys")
+        return self._stock(q, k, v, mask, getattr(self, "_parallel_config", None))
+
+    def norms(self, attn: Any, q: Tensor) -> tuple[nn.Module, nn.Module] | None:
+        """norm_q and norm_k where they can be fused with the rotation of `q`, or None."""
+        norms = (attn.norm_q, attn.norm_k)
+        if self.spec is None or not all(plain_rms_norm(norm) for norm in norms):
+            return None
+        dtypes = {norm.weight.dtype for norm in norms}
+        return norms if len(dtypes) == 1 and dtypes <= {q.dtype, torch.float32} else None
+
     def _attend(
         self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, stock: Callable[[], Tensor] | None
     ) -> Tensor:
@@ -83,11 +106,10 @@ class Processor:
         return self.attend(q, k, v, key_mask=key_mask, stock=back).transpose(1, 2)
 
     def _stock(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, parallel: Any) -> Tensor:
-        dispatch = getattr(type(self.stock).__call__, "__globals__", {}).get("dispatch_attention_fn")
-        if dispatch is None:  # CogVideoX and Mochi call torch
+        if self._dispatch is None:
             return sdpa(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask=mask).transpose(1, 2)
         options = {"backend": self._attention_backend, "parallel_config": parallel}
-        out: Tensor = dispatch(q, k, v, attn_mask=mask, dropout_p=0.0, is_causal=False, **options)
+        out: Tensor = self._dispatch(q, k, v, attn_mask=mask, dropout_p=0.0, is_causal=False, **options)
         return out
 
     def rotate(
@@ -140,9 +162,31 @@ def project(attn: Any, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def plain_rms_norm(norm: Any) -> bool:
     """Whether a norm is torch's RMSNorm with a weight that may be read: nobody hooks it (offloading, casting, LoRA)."""
-    if type(norm) is not nn.RMSNorm or norm.weight is None or norm.eps is None:
+    if type(norm) is not nn.RMSNorm or type(norm.weight) is not nn.Parameter or norm.eps is None:
         return False
-    return not (norm._forward_hooks or norm._forward_pre_hooks or "forward" in vars(norm))
+    return not (norm._forward_hooks or norm._forward_pre_hooks) and is_bare(norm)
+
+
+def is_bare(module: nn.Module) -> bool:
+    """Whether calling a module calls its class's forward; hooks that were removed leave it bound in the instance."""
+    forward = vars(module).get("forward")
+    return forward is None or getattr(forward, "__func__", None) is type(module).forward
+
+
+def _is_wrapped(module: nn.Module) -> bool:
+    """Whether hooks of diffusers or accelerate lie around the class's forward, and nothing else."""
+    references = getattr(vars(module).get("_diffusers_hook"), "_fn_refs", None)
+    inner = vars(module).get("_old_forward") if "_hf_hook" in vars(module) else None
+    if references:
+        inner = references[0].original_forward or references[0].forward
+    return getattr(inner, "__func__", None) is type(module).forward
+
+
+def _source_reason(name: str, function: Any, tested: dict[str, set[str]], versions: str) -> str | None:
+    found = fingerprint(function) if callable(function) else "missing"
+    if found in tested.get(name, ()):
+        return None
+    return f"{name} has an untested source ({found}); tested: {versions}"
 
 
 def processor_reason(attn: Any, tested: dict[str, set[str]], versions: str) -> str | None:
@@ -152,10 +196,68 @@ def processor_reason(attn: Any, tested: dict[str, set[str]], versions: str) -> s
         (f"{type(attn).__name__}.forward", type(attn).forward),
         (f"{type(stock).__name__}.__call__", vars(type(stock)).get("__call__")),
     ):
-        found = fingerprint(function) if callable(function) else "missing"
-        if found not in tested.get(name, ()):
-            return f"{name} has an untested source ({found}); tested: {versions}"
-    return "its forward was replaced by someone else" if "forward" in vars(attn) else None
+        reason = _source_reason(name, function, tested, versions)
+        if reason is not None:
+            return reason
+    return None if is_bare(attn) or _is_wrapped(attn) else "its forward was replaced by someone else"
+
+
+def rotary_reason(rope: nn.Module, tested: dict[str, set[str]], versions: str, *functions: Any) -> str | None:
+    """Why the module that makes the tables cannot be swapped, or None; `functions` are others that are relied on."""
+    for function in (type(rope).forward, *functions):
+        name = getattr(function, "__qualname__", "the function that rotates")
+        reason = _source_reason(name, function, tested, versions)
+        if reason is not None:
+            return reason
+    if is_bare(rope):
+        return None
+    if _is_wrapped(rope):
+        return "hooks lie around its forward; accelerate first, then set them"
+    return "its forward was replaced by someone else"
+
+
+def place(
+    path: str,
+    root: nn.Module,
+    choices: Sequence[Choice],
+    extra: Extra,
+    make: Callable[[Any, Attend, RopeSpec | None], Processor],
+    sites: Sequence[tuple[str, Any]],
+    positions: Callable[..., Any],
+    spec_of: Callable[[], RopeSpec],
+    watch: tuple[Callable[..., Tokens | None], tuple[str, ...]],
+) -> list[Edit]:
+    """The edits of a family whose root has one module `rope` for all of its self-attention.
+
+    Args:
+        path, root, choices, extra: as `Adapter.edits` gets them.
+        make: the family's processor, of the stock one, what attention does, and the rotation.
+        sites: path and module of each self-attention.
+        positions: takes the place of `rope.forward` where the rotation is fused.
+        spec_of: the rotation.
+        watch: `tokens_of` and `names` of `Watch`.
+    """
+    context = Context()
+    edits: list[Edit] = []
+    rotary = next((choice for choice in choices if choice.site.kind == "rotary"), None)
+    chosen = {choice.site.path: choice for choice in choices if choice.site.kind == "attention"}
+    spec = None if rotary is None else spec_of()
+    if rotary is not None:
+        rotary.change = "norm and rotation of q and k in one pass, no tables"
+        rope = rotary.site.module
+        edits.append(Attribute(rotary.site.path, rope, "forward", method(positions, rope)))
+    for name, attn in sites:
+        choice = chosen.get(name)
+        if choice is None and spec is None:
+            continue
+        attend = attends(context, choice.rules if choice else (), name)
+        edits.append(Attribute(name, attn, "processor", make(attn.processor, attend, spec)))
+        if choice is not None:
+            choice.change = "processor"
+    if edits:
+        extra.contexts.append(context)
+        edits.append(PreHook(path, root, Watch(context, *watch, extra.pipeline)))
+    return edits
 
 
 class Watch:
@@ -172,6 +274,10 @@ class Watch:
         self, context: Context, tokens_of: Callable[..., Tokens | None], names: tuple[str, ...], pipeline: Any
     ) -> None:
         self.context, self.tokens_of, self.names, self.pipeline = context, tokens_of, names, pipeline
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy of the model is in no pipeline: it counts timesteps."""
+        return {**vars(self), "pipeline": None}
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

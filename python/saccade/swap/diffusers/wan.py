@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from saccade.rope import RopeSpec, grid_positions, wan
-from saccade.swap.attend import Context, attends
-from saccade.swap.diffusers._processor import Processor, Watch, plain_rms_norm, processor_reason, project
-from saccade.swap.edit import Attribute, Edit, PreHook, method
+from saccade.swap.diffusers._processor import Processor, place, processor_reason, project, rotary_reason
+from saccade.swap.edit import Edit
 from saccade.swap.recipe import ATTENTION
 from saccade.swap.site import Adapter, Choice, Extra, Site
-from saccade.swap.source import fingerprint
 from saccade.swap.tokens import Tokens
 
 __all__ = ["ADAPTERS", "WanProcessor"]
 
 Tensor = torch.Tensor
-_VERSIONS = "diffusers 0.42"
+_VERSIONS = "diffusers 0.36 to 0.42"
 _TESTED: dict[str, set[str]] = {
     "WanAttention.forward": {"53bed7eebf54db8e"},
-    "WanAttnProcessor.__call__": {"7e9933416313d030"},
+    "WanAttnProcessor.__call__": {"7e9933416313d030", "d17c7e8a8982927c"},
     "WanRotaryPosEmbed.forward": {"fa128a5910d271ad"},
 }
 _ARGUMENTS = ("hidden_states", "timestep", "encoder_hidden_states")
+_TEXT = 512
 
 
 class WanProcessor(Processor):
@@ -41,20 +40,20 @@ class WanProcessor(Processor):
         rotary_emb: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """hidden_states [B, S, C] -> [B, S, C]."""
-        if encoder_hidden_states is not None or attention_mask is not None:
+        if encoder_hidden_states is not None:
             return self.stock(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)  # type: ignore[no-any-return]
         q, k, v = project(attn, hidden_states)
-        fused = self.spec is not None and plain_rms_norm(attn.norm_q) and plain_rms_norm(attn.norm_k)
-        if not fused:
+        norms = self.norms(attn, q)
+        if norms is None:
             q, k = attn.norm_q(q), attn.norm_k(k)
         q, k, v = (x.unflatten(2, (attn.heads, -1)) for x in (q, k, v))  # [B, S, H, D]
         if self.spec is not None and rotary_emb is not None:
             positions = rotary_emb[0][0, :, 0].t()  # [3, S]
-            q, k = self.rotate(q, k, positions, (attn.norm_q, attn.norm_k) if fused else None, "row")
+            q, k = self.rotate(q, k, positions, norms, "row")
         elif rotary_emb is not None:
             q, k = _turned(q, *rotary_emb), _turned(k, *rotary_emb)
-        out = self.attention(q, k, v).flatten(2, 3).type_as(q)
-        return attn.to_out[1](attn.to_out[0](out))  # type: ignore[no-any-return]
+        out = self.attention(q, k, v) if attention_mask is None else self.masked(q, k, v, attention_mask)
+        return attn.to_out[1](attn.to_out[0](out.flatten(2, 3).type_as(q)))  # type: ignore[no-any-return]
 
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -80,11 +79,19 @@ def _tokens_of(root: Any, given: dict[str, Any]) -> Tokens:
     return Tokens(_grid(given["hidden_states"], root.config.patch_size))
 
 
+def _blocks(root: Any) -> Iterator[tuple[str, Any, int]]:
+    """(path, block, layer): VACE's control blocks come before the blocks whose numbers they have."""
+    for i, block in enumerate(getattr(root, "vace_blocks", ())):
+        yield f"vace_blocks.{i}", block, root.config.vace_layers[i]
+    for i, block in enumerate(root.blocks):
+        yield f"blocks.{i}", block, i
+
+
 class Wan(Adapter):
-    """WanTransformer3DModel, in text-to-video, image-to-video and both experts of Wan 2.2."""
+    """Text-to-video, image-to-video, both experts of Wan 2.2, VACE and Animate. Cross-attention (text, image, face) stays stock."""
 
     family = "wan"
-    roots = ("WanTransformer3DModel",)
+    roots = ("WanTransformer3DModel", "WanVACETransformer3DModel", "WanAnimateTransformer3DModel")
     grid = (21, 30, 52)  # 81 frames at 480 x 832
 
     def tokens(self, grid: tuple[int, int, int] | None, text: int | None) -> Tokens:
@@ -97,74 +104,40 @@ class Wan(Adapter):
         heads, width = root.config.num_attention_heads, root.config.attention_head_dim
         shape: dict[str, Any] = {"heads": heads, "kv_heads": heads, "head_dim": width}
         depth = len(root.blocks)
+        video = (tokens.length, tokens.length)
         found, reasons = [], []
-        for i, block in enumerate(root.blocks):
-            common: dict[str, Any] = {**shape, "layer": i, "depth": depth}
-            reason = processor_reason(block.attn1, _TESTED, _VERSIONS)
+        for name, block, layer in _blocks(root):
+            common: dict[str, Any] = {**shape, "layer": layer, "depth": depth}
+            name, reason = f"{at}{name}", processor_reason(block.attn1, _TESTED, _VERSIONS)
             reasons += [reason] if reason else []
-            found.append(
-                Site(
-                    f"{at}blocks.{i}.attn1",
-                    block.attn1,
-                    "attention",
-                    "self",
-                    ATTENTION,
-                    reason=reason,
-                    tokens=(tokens.length,) * 2,
-                    **common,
-                )
-            )
-            text = 512
-            found.append(
-                Site(f"{at}blocks.{i}.attn2", block.attn2, "attention", "cross", tokens=(tokens.length, text), **common)
-            )
-        reason = reasons[0] if reasons else _rope_reason(root.rope, wan(width))
-        rotary = Site(
-            f"{at}rope",
-            root.rope,
-            "rotary",
-            "self",
-            frozenset({"rotary"}),
-            reason=reason,
-            tokens=(tokens.length * depth,) * 2,
-            **shape,
-        )
-        return [rotary, *found]
+            common["tokens"] = video
+            found.append(Site(f"{name}.attn1", block.attn1, "attention", "self", ATTENTION, reason=reason, **common))
+            common["tokens"] = (tokens.length, _TEXT)
+            found.append(Site(f"{name}.attn2", block.attn2, "attention", "cross", **common))
+        for i, face in enumerate(getattr(root, "face_adapter", ())):
+            found.append(Site(f"{at}face_adapter.{i}", face, "attention", "cross"))
+        reason = reasons[0] if reasons else rotary_reason(root.rope, _TESTED, _VERSIONS) or _table_reason(root)
+        turned = (tokens.length * sum(site.role == "self" for site in found),) * 2
+        name, kernels = f"{at}rope", frozenset({"rotary"})
+        return [Site(name, root.rope, "rotary", "self", kernels, reason=reason, tokens=turned, **shape), *found]
 
     def edits(self, path: str, root: Any, choices: Sequence[Choice], extra: Extra) -> list[Edit]:
         """A processor for each chosen self-attention; all of them where the rotation is fused."""
-        context = Context()
-        edits: list[Edit] = []
-        rotary = next((choice for choice in choices if choice.site.kind == "rotary"), None)
-        chosen = {choice.site.path: choice for choice in choices if choice.site.kind == "attention"}
-        spec = None if rotary is None else wan(root.config.attention_head_dim)
         at = f"{path}." if path else ""
-        if rotary is not None:
-            rotary.change = "norm and rotation of q and k in one pass, no tables"
-            edits.append(Attribute(rotary.site.path, root.rope, "forward", method(_positions, root.rope)))
-        for i, block in enumerate(root.blocks):
-            name = f"{at}blocks.{i}.attn1"
-            choice = chosen.get(name)
-            if choice is None and spec is None:
-                continue
-            attend = attends(context, choice.rules if choice else (), i)
-            edits.append(Attribute(name, block.attn1, "processor", WanProcessor(block.attn1.processor, attend, spec)))
-            if choice is not None:
-                choice.change = "processor"
-        if edits:
-            extra.contexts.append(context)
-            edits.append(PreHook(path, root, Watch(context, _tokens_of, _ARGUMENTS, extra.pipeline)))
-        return edits
+        attentions = [(f"{at}{name}.attn1", block.attn1) for name, block, _ in _blocks(root)]
+        watch = (_tokens_of, _ARGUMENTS)
+        return place(
+            path, root, choices, extra, WanProcessor, attentions, _positions, lambda: _spec(root), watch
+        )  # fmt: skip
 
 
-def _rope_reason(module: nn.Module, spec: RopeSpec) -> str | None:
-    found = fingerprint(type(module).forward)
-    if found not in _TESTED["WanRotaryPosEmbed.forward"]:
-        return f"WanRotaryPosEmbed.forward has an untested source ({found}); tested: {_VERSIONS}"
-    if "forward" in vars(module):
-        return "its forward was replaced by someone else"
-    table: Any = module.freqs_cos
-    angles = torch.tensor(spec.inv_freq, dtype=torch.float64)
+def _spec(root: Any) -> RopeSpec:
+    return wan(root.config.attention_head_dim)
+
+
+def _table_reason(root: nn.Module) -> str | None:
+    table: Any = root.rope.freqs_cos
+    angles = torch.tensor(_spec(root).inv_freq, dtype=torch.float64)
     if table.is_meta:
         return None
     expected = angles.cos().repeat_interleave(2).to(table.dtype)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-import sys
 import types
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,28 +14,16 @@ timm = pytest.importorskip("timm", minversion="1.0.29")
 
 from timm.models.vision_transformer import Block, VisionTransformer  # noqa: E402
 
+import saccade  # noqa: E402
+from merge.tome_oracle import Oracle  # noqa: E402
 from saccade import merge  # noqa: E402
 from saccade.merge import MergeSchedule  # noqa: E402
-from saccade.swap import SwapRefused  # noqa: E402
+from saccade.swap import SwapRefused, timm_forwards  # noqa: E402
 from saccade.swap import timm as swap  # noqa: E402
 from saccade.swap.timm import merge_tokens, restore  # noqa: E402
-
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
-from merge.tome_oracle import Oracle  # noqa: E402
-
-
-def make(seed=0, name="vit_tiny_patch16_224", **options):
-    torch.manual_seed(seed)
-    sizes = {"img_size": 80, "embed_dim": 48, "depth": 4, "num_heads": 3, "num_classes": 7}
-    model = timm.create_model(name, **{**sizes, **options}).eval()
-    with torch.no_grad():
-        for p in model.parameters():  # zero biases and tiny class tokens would hide mistakes
-            p.add_(0.05 * torch.randn_like(p))
-    return model
-
-
-def images(batch=2, seed=5, dtype=torch.float32):
-    return torch.randn(batch, 3, 80, 80, generator=torch.Generator().manual_seed(seed)).to(dtype)
+from swap import models  # noqa: E402
+from swap.models_timm import images  # noqa: E402
+from swap.models_timm import timm_vit as make  # noqa: E402
 
 
 @pytest.fixture
@@ -185,9 +171,8 @@ def test_counts_and_presets(model):
         with torch.no_grad(), merge_tokens(model, r) as merged:
             assert model.forward_features(x).shape[1] == tokens
             assert merged.schedule.tokens(26)[-1] == tokens
-    assert "layers: 3 x 4" in str(merge_tokens(model, 3)) and "blocks.3.attn (Attention, attention): swapped" in str(
-        swap.Merged(model, MergeSchedule.constant(3, 4), swap._sites(make()))
-    )
+    text = str(merge_tokens(model, 3))
+    assert "layers: 3 x 4" in text and "blocks.0-3.attn" in text and "1 sites swapped" in text
 
 
 def test_gradients_and_checkpointing():
@@ -270,7 +255,7 @@ def test_a_mask_is_refused_and_stale_sizes_are_seen():
         with pytest.raises(ValueError, match=r"x: expected the features \[2, 14, D\]"):
             model.forward_head(features[:, :10])
         model(images())
-        assert vars(model)[swap._STATE].size is None
+        assert vars(model)[timm_forwards.MERGING].size is None
 
 
 def test_the_benchmark_measures_and_judges(monkeypatch):
@@ -331,7 +316,7 @@ def test_models_are_independent(model):
         twin = copy.deepcopy(model)
         restore(model)
         assert (model.forward_features(x).shape[1], twin.forward_features(x).shape[1]) == (26, 14)
-        assert vars(twin)[swap._STATE] is not vars(twin).get("other") and twin.forward.__self__ is twin
+        assert twin.forward.__self__ is twin and twin.blocks[0].attn.forward.__self__ is twin.blocks[0].attn
         restore(twin)
         assert twin.forward_features(x).shape[1] == 26
 
@@ -340,7 +325,7 @@ def test_a_patch_on_top_is_not_torn_out(model):
     merge_tokens(model, 3)
     ours = model.blocks[0].forward
     model.blocks[0].forward = lambda x: x
-    with pytest.raises(RuntimeError, match="Block: replaced after the swap"):
+    with pytest.raises(RuntimeError, match=r"blocks\.0: forward was replaced after the swap"):
         restore(model)
     assert "forward_features" in vars(model)
     model.blocks[0].forward = ours
@@ -361,7 +346,7 @@ class OtherModel(VisionTransformer):
     ("build", "message"),
     [
         (lambda: make(block_fn=OtherBlock), r"blocks\.0 .*OtherBlock\.forward has an untested source"),
-        (lambda: make(attn_layer="diff"), r"blocks\.3\.attn .*DiffAttention\.forward has an untested source"),
+        (lambda: make(attn_layer="diff"), r"blocks\.0\.attn .*DiffAttention\.forward has an untested source"),
         (lambda: make(name="vit_tiny_patch16_224", block_fn=timm.models.vision_transformer.ParallelScalingBlock), "ParallelScalingBlock"),
         (lambda: OtherModel(img_size=80, embed_dim=48, depth=1, num_heads=3), r"OtherModel\.forward_features has an untested"),
         (lambda: make(global_pool="prr"), "AttentionPoolPrr.forward has an untested source"),
@@ -405,4 +390,162 @@ def test_bad_input(model, r, options, error, message):
     before = attributes(model)
     with pytest.raises(error, match=message):
         merge_tokens(model, r, **options)
+    assert attributes(model) == before
+
+
+# ---- by a recipe -----------------------------------------------------------------------------------------------------------
+def rule(**params):
+    return {"rules": [{"kernel": "merge", "family": "timm", "params": params}]}
+
+
+@pytest.mark.parametrize("params", [{"r": 3}, {"r": 0.2, "proportional": False}, {"r": [4, 0, 2]}], ids=str)
+def test_a_recipe_does_what_merge_tokens_does(model, params):
+    x = images()
+    with torch.no_grad():
+        with merge_tokens(model, params["r"], proportional=params.get("proportional", True)):
+            want = model(x)
+        with saccade.accelerated(model, rule(**params)) as report:
+            assert torch.equal(model(x), want)
+    assert [row.path for row in report.swapped] == ["blocks"] and not report.skipped
+
+
+@pytest.mark.parametrize("variant", ["plain", "map", "average_no_class", "distilled"])
+def test_keep_leaves_that_share_and_is_the_oracles(variant):
+    model, x = make(**VARIANTS[variant]).double(), images(dtype=torch.float64)
+    prefix = model.num_prefix_tokens
+    for keep, amounts in ((0.5, (3, 3, 3, 3)), (0.7, (2, 2, 2, 2)), (0.43, (4, 4, 3, 3)), (1, (0, 0, 0, 0))):
+        with torch.no_grad(), saccade.accelerated(model, rule(keep=keep)):
+            assert model.forward_features(x).shape[1] == prefix + 25 - sum(amounts)
+            got = model(x)
+            torch.testing.assert_close(got[1], oracle_logits(model, x[1], amounts), rtol=1e-10, atol=1e-10)
+
+
+def test_keep_follows_the_image():
+    model = make(dynamic_img_size=True)
+    with torch.no_grad(), saccade.accelerated(model, rule(keep=0.5)):
+        for edge, patches in ((80, 25), (160, 100)):
+            assert model.forward_features(images(edge=edge)).shape[1] == 1 + patches - round(patches * 0.5)
+
+
+def test_the_report_says_what_becomes_of_the_tokens(model):
+    report = saccade.plan(model, rule(keep=0.5))
+    row = next(row for row in report.rows if row.kind == "merge")
+    expected = MergeSchedule.constant(3, 4, protected=1).flops_ratio(26, width=48)
+    assert row.change == f"26 tokens become 14, 3 fewer after each attention; {expected:.2f} of the blocks' FLOPs"
+    assert not report.applied and "forward" not in vars(model)
+
+
+@pytest.mark.parametrize("options", [{}, {"global_pool": "map", "class_token": False}, {"attn_layer": "diff"}], ids=str)
+def test_every_attention_is_reported(options):
+    model = make(**options)
+    found = {name for name, m in model.named_modules() if type(m).__name__ in ("Attention", "DiffAttention", "AttentionPoolLatent")}
+    report = saccade.plan(nn.ModuleDict({"tower": model}), "balanced")
+    assert {row.path for row in report.rows if row.kind == "attention"} == {f"tower.{name}" for name in found}
+    assert len(found) == 4 + ("global_pool" in options)
+    assert all(row.family == "timm" and row.kernel == "stock" and row.reason for row in report.rows if row.kind == "attention")
+
+
+@pytest.mark.parametrize("recipe", ["balanced", "timm-aggressive", rule(r=4, proportional=False)], ids=str)
+def test_restore(recipe):
+    models.check_restore(make(), {"x": images()}, recipe)
+
+
+def test_lossless_is_stock(model):
+    x = images()
+    with torch.no_grad():
+        stock = model(x)
+        with saccade.accelerated(model, "lossless") as report:
+            assert not report.swapped and not report.skipped and torch.equal(model(x), stock)
+        with saccade.accelerated(model, "balanced", strict=True):
+            assert not torch.equal(model(x), stock)
+
+
+def test_one_api_takes_back_what_the_other_did(model):
+    before = attributes(model)
+    merge_tokens(model, 3)
+    report = saccade.accelerate(model, rule(r=5))  # in place of the first
+    with torch.no_grad():
+        assert model.forward_features(images()).shape[1] == 6
+    with pytest.raises(SwapRefused, match="merges tokens already"):
+        merge_tokens(model, 3)
+    assert report.applied
+    restore(model)
+    assert not report.applied and attributes(model) == before
+    merge_tokens(model, 3)
+    saccade.restore(model)
+    assert attributes(model) == before
+
+
+def test_changed_source(model, monkeypatch):
+    monkeypatch.setitem(swap._TESTED, "block", {"another"})
+    report = saccade.accelerate(model, "balanced")
+    assert not report.swapped and not report.applied and "blocks.0 (Block): Block.forward has an untested" in report.skipped[0].reason
+    with pytest.raises(SwapRefused, match="untested source"):
+        saccade.accelerate(model, "balanced", strict=True)
+
+
+def test_an_accelerated_copy_has_its_own(model):
+    x = images()
+    with torch.no_grad():
+        stock = model(x)
+        saccade.accelerate(model, rule(r=4))
+        merged, other = model(x), copy.deepcopy(model)
+        saccade.restore(model)
+        assert torch.equal(model(x), stock) and torch.equal(other(x), merged)
+        saccade.restore(other)
+        assert torch.equal(other(x), stock)
+
+
+def test_a_compiled_block_and_tower(model):
+    x = images()
+    tokens = torch.randn(2, 26, 48)
+    with torch.no_grad(), saccade.accelerated(model, rule(keep=0.5)):
+        torch._dynamo.reset()
+        block = torch.compile(model.blocks[1], fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(block(tokens), model.blocks[1](tokens), rtol=1e-5, atol=1e-5)
+        features = torch.compile(model.forward_features, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(features(x), model.forward_features(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("first", ["lora", "swap"])
+def test_lora(first):
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=2, target_modules=["qkv", "fc1", "proj"], init_lora_weights=False)
+    model, x = make(), images()
+    torch.manual_seed(3)
+    plain = peft.get_peft_model(copy.deepcopy(model), config)
+    with torch.no_grad(), saccade.accelerated(plain, rule(r=3)):
+        want = plain(x)
+    torch.manual_seed(3)
+    if first == "swap":
+        saccade.accelerate(model, rule(r=3))
+    wrapped = peft.get_peft_model(model, config)
+    if first == "lora":
+        saccade.accelerate(wrapped, rule(r=3))
+    out = wrapped(x)
+    assert torch.equal(out, want)
+    out.sum().backward()
+    grads = {name: p.grad for name, p in wrapped.named_parameters() if p.requires_grad and "blocks.0" in name}
+    assert grads and all(grad is not None and grad.isfinite().all() for grad in grads.values())
+    saccade.restore(wrapped)
+    assert "forward" not in vars(model.blocks[0])
+
+
+@pytest.mark.parametrize(
+    ("params", "error", "message"),
+    [
+        ({}, ValueError, "params: merge takes one of keep and r, got neither"),
+        ({"keep": 0.5, "r": 3}, ValueError, "params: merge takes one of keep and r, got keep, r"),
+        ({"keep": 0}, ValueError, "params.keep: expected a number above 0, got 0"),
+        ({"keep": 1.5}, ValueError, "params.keep: expected a share of the tokens, 0 < keep <= 1, got 1.5"),
+        ({"keep": "half"}, TypeError, "params.keep: expected a number, got 'half'"),
+        ({"r": -1}, ValueError, "params.r: amounts.0.: .* at least 0, got -1"),
+        ({"r": [1] * 5}, ValueError, "params.r: amounts: 5 entries for 4 layers"),
+        ({"r": 3, "proportional": 1}, TypeError, "params.proportional: expected True or False, got 1"),
+    ],
+)
+def test_bad_parameters(model, params, error, message):
+    before = attributes(model)
+    with pytest.raises(error, match=message):
+        saccade.accelerate(model, rule(**params))
     assert attributes(model) == before

@@ -1,0 +1,117 @@
+"""`Merging`: how many tokens each layer of a vision tower merges, and the merging itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from saccade._arguments import number
+from saccade.merge.merge import merge
+from saccade.merge.modules import TokenMerger
+from saccade.merge.schedule import MergeSchedule, cut, share
+
+__all__ = ["Merging", "schedule_of"]
+
+Tensor = torch.Tensor
+
+
+def schedule_of(r: Any, layers: int, prefix: int) -> MergeSchedule:
+    """A schedule over `layers` from tokens for each layer, a share, a list, or a schedule; the first `prefix` tokens stay."""
+    if isinstance(r, (int, float)):
+        r = MergeSchedule.constant(r, layers)
+    elif not isinstance(r, MergeSchedule):
+        r = MergeSchedule.of(r, layers)
+    if r.axis != "layer":
+        raise ValueError("r: expected a schedule over layers, got one over steps")
+    return MergeSchedule.of(r.amounts, layers, protected=max(prefix, r.protected))
+
+
+@dataclass(eq=False)
+class Merging:
+    """What a tower that merges must know (ToMe, arXiv 2210.09461, section 3). It holds no parameters.
+
+    Args:
+        merger: compares tokens; `protect` counts the prefix tokens, which stay. Its amount is not used where `keep` is given.
+        layers: of the tower.
+        keep: the share of the tokens that are left behind the last layer, prefix tokens not counted: as many are merged in every layer,
+            but for one; None: the merger's schedule decides.
+        proportional: whether log(size) is added to the scores of each key.
+        size: [B, M, 1] of the rows that went out last, for a pooling that is called by itself; None where there are none.
+    """
+
+    merger: TokenMerger
+    layers: int
+    keep: float | None = None
+    proportional: bool = True
+    size: Tensor | None = None
+
+    @classmethod
+    def of(cls, params: Mapping[str, Any], layers: int, prefix: int) -> Merging:
+        """From the parameters of a rule: "keep" or "r", and "proportional".
+
+        Raises:
+            ValueError, TypeError: naming the parameter.
+        """
+        if ("keep" in params) == ("r" in params):
+            raise ValueError(f"params: merge takes one of keep and r, got {', '.join(sorted(params)) or 'neither'}")
+        proportional = params.get("proportional", True)
+        if not isinstance(proportional, bool):
+            raise TypeError(f"params.proportional: expected True or False, got {proportional!r}")
+        if "r" in params:
+            try:
+                schedule = schedule_of(params["r"], layers, prefix)
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"params.r: {error}") from error
+            return cls(TokenMerger(schedule, protect=schedule.protected), layers, None, proportional)
+        keep = number(params["keep"], "params.keep", 0)
+        if keep > 1:
+            raise ValueError(f"params.keep: expected a share of the tokens, 0 < keep <= 1, got {keep}")
+        return cls(TokenMerger(0, protect=prefix), layers, float(keep), proportional)
+
+    @property
+    def prefix(self) -> int:
+        """Tokens at the front that stay."""
+        protect: Any = self.merger.protect
+        return int(protect or 0)
+
+    def amounts(self, tokens: int) -> list[int]:
+        """Tokens that each layer merges when `tokens` come in; never more than half of those that may be merged."""
+        schedule: Any = self.merger.amount
+        left, out = tokens, []
+        total = 0 if self.keep is None else round((tokens - self.prefix) * (1 - self.keep))
+        for i in range(self.layers):
+            even = total // self.layers + (i < total % self.layers)
+            wanted = even if self.keep is not None else share(schedule.amounts[i], left)
+            out.append(cut(wanted, left, self.prefix))
+            left -= out[-1]
+        return out
+
+    def merge(self, x: Tensor, metric: Tensor, r: int, size: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Merge r tokens.
+
+        Args:
+            x: [B, N, D].
+            metric: [B, N, C] or [B, H, N, C], what is compared.
+            r: how many.
+            size: [B, N, 1] or None.
+
+        Returns:
+            (rows [B, N - r, D], size [B, N - r, 1], the bias of each key [B, 1, N - r], or None where it is not proportional).
+        """
+        plan = self.merger.match(metric, r=r)
+        x, size, log_size = merge(x, plan, size, log_size=True, impl=self.merger.impl)
+        return x, size, log_size.transpose(1, 2) if self.proportional else None
+
+    def change(self, tokens: int, width: int) -> str:
+        """For a report: what `tokens` tokens of `width` channels become, and the share of the blocks' FLOPs that is left."""
+        amounts = self.amounts(tokens)
+        ratio = MergeSchedule(tuple(amounts), protected=self.prefix).flops_ratio(tokens, width=width)
+        return f"{tokens} tokens become {tokens - sum(amounts)}, {_runs(amounts)}; {ratio:.2f} of the blocks' FLOPs"
+
+
+def _runs(amounts: Sequence[int]) -> str:
+    low, high = min(amounts), max(amounts)
+    return f"{low} fewer after each attention" if low == high else f"{low} to {high} fewer after each attention"

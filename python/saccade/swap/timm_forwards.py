@@ -1,0 +1,114 @@
+"""What runs in a timm Vision Transformer that merges tokens (ToMe, arXiv 2210.09461).
+
+Between attention and MLP, tokens whose keys are alike become one. Everything else of the model stays: q/k norm, gates, layer scale, drop
+path, fused attention, hooks on its modules. Attention itself is timm's own, given log(size) as a bias of each key.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
+
+from saccade.swap.merging import Merging
+
+__all__ = ["MERGING", "attention", "block", "forward", "forward_features", "pool"]
+
+Tensor = torch.Tensor
+MERGING = "_saccade_merging"  # the model's attribute
+Sizes = tuple[Tensor | None, Tensor | None]
+"""size [B, N, 1] and log(size) [B, 1, N]; None while every token is one."""
+
+
+def attention(
+    self: Any, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False, *, keys: bool = False
+) -> Any:
+    """timm's attention; with `keys` also the keys [B, H, N, D] that it compared, and `attn_mask` is a bias [B, 1, N] or None."""
+    if not keys:
+        return type(self).forward(self, x, attn_mask=attn_mask, is_causal=is_causal)
+    batch, tokens, _ = x.shape
+    gate = self.gate(x).sigmoid() if self.gate is not None else None
+    q, k, v = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+    q, k = self.q_norm(q), self.k_norm(k)
+    bias = None if attn_mask is None else attn_mask[:, None].to(q.dtype)
+    if self.fused_attn:
+        dropout = self.attn_drop.p if self.training else 0.0
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
+    else:
+        scores = (q * self.scale) @ k.transpose(-2, -1)
+        scores = scores if bias is None else scores + bias
+        x = self.attn_drop(scores.softmax(dim=-1)) @ v
+    x = self.norm(x.transpose(1, 2).reshape(batch, tokens, self.attn_dim))
+    x = x if gate is None else x * gate
+    return self.proj_drop(self.proj(x)), k
+
+
+def block(
+    self: Any,
+    x: Tensor,
+    attn_mask: Tensor | None = None,
+    is_causal: bool = False,
+    *,
+    merging: Merging | None = None,
+    r: int = 0,
+    sizes: Sizes = (None, None),
+) -> Any:
+    """timm's block; with `merging` it merges r tokens, and returns the sizes too."""
+    if merging is None:
+        return type(self).forward(self, x, attn_mask=attn_mask, is_causal=is_causal)
+    size, bias = sizes
+    out, k = self.attn(self.norm1(x), attn_mask=bias, keys=True)
+    x = x + self.drop_path1(self.ls1(out))
+    if r:
+        x, size, bias = merging.merge(x, k, r, size)
+    x = x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+    return x, (size, bias)
+
+
+def forward_features(self: Any, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+    """timm's, with merging: [B, M, D]."""
+    if attn_mask is not None or is_causal:
+        raise ValueError(
+            "attn_mask: expected None and is_causal=False, because tokens are merged; restore the model first"
+        )
+    merging: Merging = vars(self)[MERGING]
+    x = self.norm_pre(self.patch_drop(self._pos_embed(self.patch_embed(x))))
+    sizes: Sizes = (None, None)
+    for one, r in zip(self.blocks, merging.amounts(x.shape[1]), strict=True):
+        if sizes[0] is None and r == 0:
+            x = checkpoint(one, x, use_reentrant=False) if self.grad_checkpointing else one(x)
+        elif self.grad_checkpointing:
+            x, sizes = checkpoint(one, x, merging=merging, r=r, sizes=sizes, use_reentrant=False)
+        else:
+            x, sizes = one(x, merging=merging, r=r, sizes=sizes)
+    merging.size = sizes[0]
+    return self.norm(x)  # type: ignore[no-any-return]
+
+
+def forward(self: Any, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+    """timm's, and no size is kept behind it."""
+    out = self.forward_head(self.forward_features(x, attn_mask=attn_mask, is_causal=is_causal))
+    vars(self)[MERGING].size = None
+    return out  # type: ignore[no-any-return]
+
+
+def pool(self: Any, x: Tensor, pool_type: str | None = None) -> Tensor:
+    """timm's, but a mean counts each row as often as it has tokens, and attention pooling gets log(size)."""
+    merging: Merging = vars(self)[MERGING]
+    size, kind = merging.size, self.global_pool if pool_type is None else pool_type
+    if size is None or (self.attn_pool is None and kind not in ("avg", "avgmax")):
+        return type(self).pool(self, x, pool_type)  # type: ignore[no-any-return]
+    if x.shape[:2] != size.shape[:2]:
+        raise ValueError(
+            f"x: expected the features [{size.shape[0]}, {size.shape[1]}, D] that forward_features returned last, "
+            f"got {list(x.shape)}"
+        )
+    if not self.pool_include_prefix:
+        x, size = x[:, self.num_prefix_tokens :], size[:, self.num_prefix_tokens :]
+    if self.attn_pool is not None:
+        bias = size.log().transpose(1, 2)[:, None].to(x.dtype) if merging.proportional else None
+        return self.attn_pool(x, attn_mask=bias)  # type: ignore[no-any-return]
+    mean = ((x * size).sum(1) / size.sum(1)).to(x.dtype)
+    return mean if kind == "avg" else 0.5 * (x.amax(dim=1) + mean)
