@@ -22,6 +22,7 @@ from saccade.demo.errors import DemoError  # noqa: E402
 from saccade.demo.patches import fit, patchify, resize  # noqa: E402
 from saccade.demo.video import read_clip  # noqa: E402
 from saccade.rope.presets import qwen_vision  # noqa: E402
+from saccade.swap.transformers import _qwen_sources, qwen_rotary  # noqa: E402
 
 RATE = 24
 
@@ -329,8 +330,8 @@ def test_table_picture_and_result(tmp_path, quick, capsys):
 
 
 def test_a_fault_in_the_rotation_is_seen(tmp_path, quick, capsys, monkeypatch):
-    original, wrong = checks.rotary, qwen_vision(80, 5000.0)
-    monkeypatch.setattr(checks, "rotary", lambda model, **options: original(model, vision_spec=wrong, **options))
+    monkeypatch.setattr(qwen_rotary, "vision_spec", lambda tower: qwen_vision(80, 5000.0))
+    monkeypatch.setattr(qwen_rotary, "frequencies_reason", lambda rotary, spec: None)
     assert demo.run(write(tmp_path / "a.mkv", pictures(2, 112, 140)), tmp_path) == 1
     out = capsys.readouterr().out
     for name in ("logits, fp32", "gradients, fp32", "logits, float64", "logits with HoPE"):
@@ -356,10 +357,8 @@ def test_an_unknown_transformers(monkeypatch):
     with pytest.raises(DemoError, match=r"needs transformers 5\.19 or newer, 4\.57\.6 is installed"):
         captioner.load(None)
     monkeypatch.undo()
-    from saccade.swap import qwen2_5_vl
-
-    monkeypatch.setattr(qwen2_5_vl, "_TESTED", {})
-    with pytest.raises(DemoError, match=r"is not one that Saccade was tested with: .* has an untested source"):
+    monkeypatch.setattr(_qwen_sources, "_TESTED", {})
+    with pytest.raises(DemoError, match=r"Saccade does not know this model: .* has an untested source"):
         captioner.load(None)
 
 

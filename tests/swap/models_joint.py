@@ -200,11 +200,11 @@ def check_sparse(model: nn.Module, given: dict[str, Any], tokens: Tokens, monkey
     dense, _ = run(model, given)
     attention = F.scaled_dot_product_attention
 
-    def masked(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, **options: Any) -> Tensor:
-        if tokens.video <= q.shape[2] == k.shape[2] <= tokens.length:  # Mochi leaves padding out
-            own = mask[: q.shape[2], : k.shape[2]]
+    def masked(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **options: Any) -> Tensor:
+        if tokens.video <= query.shape[2] == key.shape[2] <= tokens.length:  # Mochi leaves padding out
+            own = mask[: query.shape[2], : key.shape[2]]
             attn_mask = own if attn_mask is None else own & attn_mask
-        return attention(q, k, v, attn_mask=attn_mask, **options)
+        return attention(query, key, value, attn_mask=attn_mask, **options)
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", masked)
     stock, _ = run(model, given)

@@ -150,7 +150,11 @@ def _split(x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
 def _in_double(attn: Any, *names: str) -> None:
     """The rotation of this module's processor without a detour through float32."""
     call = type(attn.processor).__call__
-    ours = {"apply_rotary_emb": _interleaved, "apply_interleaved_rotary_emb": _interleaved, "apply_split_rotary_emb": _split}
+    ours = {
+        "apply_rotary_emb": _interleaved,
+        "apply_interleaved_rotary_emb": _interleaved,
+        "apply_split_rotary_emb": _split,
+    }
     scope = {**call.__globals__, **{name: ours[name] for name in names}}
     function = types.FunctionType(call.__code__, scope, call.__name__, call.__defaults__, call.__closure__)
     attn.processor = type("Double", (type(attn.processor),), {"__call__": function})()
@@ -199,3 +203,80 @@ def wan_animate_inputs() -> dict[str, Tensor]:
         pose_hidden_states=_noise(5, 1, 4, 3, 8, 12),
         face_pixel_values=_noise(6, 1, 3, 9, 16, 16),
     )
+
+
+# ---- what is asked of every family here ----------------------------------------------------------------------------------
+ONE_TILE = {
+    "rules": [
+        {"kernel": "rotary"},
+        {"kernel": "sliding_tile", "role": "self", "params": {"tile": [1, 3, 4], "window": [1, 1, 1]}},
+    ]
+}
+
+
+def one_tile_mask(grid: tuple[int, int, int] = GRID) -> Tensor:
+    """What ONE_TILE shows, bool [S, S]: each token its own tile of 1 x 3 x 4."""
+    t, h, w = torch.meshgrid(*map(torch.arange, grid), indexing="ij")
+    tile = ((t * 100 + h // 3) * 100 + w // 4).flatten()
+    return tile[:, None] == tile[None]
+
+
+def masked(model: Any, mask: Tensor, shape: str) -> Any:
+    """A copy whose video self-attention gets a mask as its own argument, in the form that its family takes."""
+    twin = copy.deepcopy(model)
+    hidden = {"rows": mask[None], "heads": mask[None, None]}[shape]
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        bias = torch.zeros(hidden.shape).masked_fill(~hidden, float("-inf"))
+        bias = bias.to(kwargs["hidden_states"] if kwargs else args[0])
+        if kwargs:
+            batch = len(kwargs["hidden_states"])
+            return args, {**kwargs, "attention_mask": bias.expand(batch, -1, -1)}
+        return (*args[:2], bias, *args[3:]), kwargs
+
+    for name, module in twin.named_modules():
+        if name.endswith(".attn1"):
+            module.register_forward_pre_hook(hook, with_kwargs=True)
+    return twin
+
+
+def attention_paths(model: nn.Module) -> set[str]:
+    """Every module that has a processor, by a walk of its own."""
+    return {name for name, module in model.named_modules() if "processor" in vars(module)}
+
+
+def check_compiled(model: Any, block: Any, given: dict[str, Any], recipe: Any) -> None:
+    """One block compiled without a graph break gives what it gives uncompiled."""
+    import saccade
+    from swap.models import run
+
+    torch._dynamo.reset()
+    with saccade.accelerated(model, recipe) as report:
+        assert report.swapped
+        plain, _ = run(model, given)
+        block.compile(fullgraph=True, backend="aot_eager")
+        try:
+            compiled, _ = run(model, given)
+        finally:
+            block._compiled_call_impl = None
+    torch.testing.assert_close(compiled, plain, rtol=1e-5, atol=1e-5)
+
+
+def check_checkpointing(model: Any, block: Any, given: dict[str, Any], recipe: Any) -> None:
+    """With gradient checkpointing the block runs twice, and the gradients are those of one run."""
+    import saccade
+    from swap.models import run
+
+    calls = []
+    handle = block.attn1.register_forward_pre_hook(lambda *_: calls.append(1))
+    try:
+        with saccade.accelerated(model, recipe):
+            _, plain = run(model, given, backward=True)
+            once = len(calls)
+            model.enable_gradient_checkpointing()
+            _, again = run(model, given, backward=True)
+            assert (once, len(calls)) == (1, 3)
+    finally:
+        handle.remove()
+        model.disable_gradient_checkpointing()
+    assert set(plain) == set(again) and all(torch.equal(plain[name], again[name]) for name in plain)

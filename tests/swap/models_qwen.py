@@ -6,6 +6,9 @@ from typing import Any
 
 import torch
 
+from saccade.demo import exact
+from saccade.swap.edit import apply_all
+from saccade.swap.transformers.qwen_rotary import turned_by
 from swap.models import seeded
 
 Tensor = torch.Tensor
@@ -21,10 +24,10 @@ def qwen(family: str, **changes: Any) -> Any:
     prefix = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl": "Qwen3VL"}[family]
     text: dict[str, Any] = dict(
         vocab_size=64, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
-        initializer_range=0.3, bos_token_id=None, eos_token_id=None,
+        initializer_range=0.12, bos_token_id=None, eos_token_id=None,
         rope_parameters={"rope_type": "default", "rope_theta": 1e4, "mrope_section": [6, 5, 5]},
     )  # fmt: skip
-    vision: dict[str, Any] = {"depth": 3, "num_heads": 2, "initializer_range": 0.3}
+    vision: dict[str, Any] = {"depth": 3, "num_heads": 2, "initializer_range": 0.12}
     if family == "qwen2_vl":
         vision |= {"embed_dim": 64, "hidden_size": 64, "mlp_ratio": 2}
     else:
@@ -41,25 +44,59 @@ def qwen(family: str, **changes: Any) -> Any:
     return seeded(lambda: getattr(transformers, f"{prefix}ForConditionalGeneration")(config))
 
 
-def qwen_inputs(family: str, seed: int = 2, grid: tuple[int, int, int] = GRID) -> dict[str, Any]:
-    """A prompt of five tokens, a video, and four tokens; Qwen3-VL has text between the frames."""
+def qwen_inputs(family: str, seed: int = 2, grid: tuple[int, int, int] = GRID, batch: int = 3) -> dict[str, Any]:
+    """Prompts of five tokens, a video, and four tokens; Qwen3-VL has text between the frames.
+
+    Three of them: the largest error of one small sample says little about either side's.
+    """
     g = torch.Generator().manual_seed(seed)
     t, h, w = grid
     count = h * w // 4
     frame = [START, *[VIDEO] * count, END]
     video = frame * t if family == "qwen3_vl" else [START, *[VIDEO] * (t * count), END]
-    before, after = (torch.randint(0, 58, (n,), generator=g).tolist() for n in (5, 4))
-    ids = torch.tensor([[*before, *video, *after]])
+    rows = []
+    for _ in range(batch):
+        before, after = (torch.randint(0, 58, (n,), generator=g).tolist() for n in (5, 4))
+        rows.append([*before, *video, *after])
+    ids = torch.tensor(rows)
     given = {
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids),
         "mm_token_type_ids": (ids == VIDEO).int() * 2,
-        "pixel_values_videos": torch.randn(t * h * w, 1176, generator=g),
-        "video_grid_thw": torch.tensor([grid]),
+        "pixel_values_videos": torch.randn(batch * t * h * w, 1176, generator=g),
+        "video_grid_thw": torch.tensor([grid] * batch),
     }
     if family == "qwen2_5_vl":
-        given["second_per_grid_ts"] = torch.tensor([1.0])
+        given["second_per_grid_ts"] = torch.tensor([1.0] * batch)
     return given
+
+
+def twin(model: Any, family: str) -> Any:
+    """A float64 copy that is float64 throughout: transformers' tables of cos and sin and its RMSNorm are fp32 in a double model."""
+    copied = exact.double(model)
+    text = getattr(copied.config, "text_config", None)
+    vision = copied.config if text is None else copied.config.vision_config
+    turn = None
+    if text is not None:
+        base, sections = text.rope_parameters["rope_theta"], text.rope_parameters["mrope_section"]
+        turn = interleaved_turn(base, sections) if family == "qwen3_vl" else exact.mrope_turn(base, sections)
+    apply_all(turned_by(copied, text=turn, vision=exact.vision_turn(vision.rope_parameters["rope_theta"])))
+    return copied
+
+
+def interleaved_turn(base: float, sections: list[int]) -> Any:
+    """Pairs t, h, w, t, h, w, ... until h and w are used up, the rest t."""
+
+    def turn(q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        pairs = q.shape[-1] // 2
+        axis = [i % 3 if i < 3 * sections[i % 3] else 0 for i in range(pairs)]
+        theta = base ** (-torch.arange(pairs, dtype=q.dtype) / pairs)
+        angle = positions[axis].to(q.dtype).permute(1, 2, 0) * theta  # [B, S, pairs]
+        cos, sin = (torch.cat((f(angle), f(angle)), -1)[:, None] for f in (torch.cos, torch.sin))
+        q, k = (x * cos + torch.cat((-x[..., pairs:], x[..., :pairs]), -1) * sin for x in (q, k))
+        return q, k
+
+    return turn
 
 
 def placed(model: Any, family: str) -> dict[str, Any]:

@@ -430,7 +430,7 @@ def test_keep_follows_the_image():
 def test_the_report_says_what_becomes_of_the_tokens(model):
     report = saccade.plan(model, rule(keep=0.5))
     row = next(row for row in report.rows if row.kind == "merge")
-    expected = MergeSchedule.constant(3, 4, protected=1).flops_ratio(26, width=48)
+    expected = MergeSchedule.constant(3, 4, protected=1).flops_ratio(26, width=48, mlp_ratio=4)
     assert row.change == f"26 tokens become 14, 3 fewer after each attention; {expected:.2f} of the blocks' FLOPs"
     assert not report.applied and "forward" not in vars(model)
 
@@ -438,11 +438,17 @@ def test_the_report_says_what_becomes_of_the_tokens(model):
 @pytest.mark.parametrize("options", [{}, {"global_pool": "map", "class_token": False}, {"attn_layer": "diff"}], ids=str)
 def test_every_attention_is_reported(options):
     model = make(**options)
-    found = {name for name, m in model.named_modules() if type(m).__name__ in ("Attention", "DiffAttention", "AttentionPoolLatent")}
+    found = {
+        name
+        for name, m in model.named_modules()
+        if type(m).__name__ in ("Attention", "DiffAttention", "AttentionPoolLatent")
+    }
     report = saccade.plan(nn.ModuleDict({"tower": model}), "balanced")
     assert {row.path for row in report.rows if row.kind == "attention"} == {f"tower.{name}" for name in found}
     assert len(found) == 4 + ("global_pool" in options)
-    assert all(row.family == "timm" and row.kernel == "stock" and row.reason for row in report.rows if row.kind == "attention")
+    assert all(
+        row.family == "timm" and row.kernel == "stock" and row.reason for row in report.rows if row.kind == "attention"
+    )
 
 
 @pytest.mark.parametrize("recipe", ["balanced", "timm-aggressive", rule(r=4, proportional=False)], ids=str)
@@ -479,7 +485,11 @@ def test_one_api_takes_back_what_the_other_did(model):
 def test_changed_source(model, monkeypatch):
     monkeypatch.setitem(swap._TESTED, "block", {"another"})
     report = saccade.accelerate(model, "balanced")
-    assert not report.swapped and not report.applied and "blocks.0 (Block): Block.forward has an untested" in report.skipped[0].reason
+    assert (
+        not report.swapped
+        and not report.applied
+        and "blocks.0 (Block): Block.forward has an untested" in report.skipped[0].reason
+    )
     with pytest.raises(SwapRefused, match="untested source"):
         saccade.accelerate(model, "balanced", strict=True)
 
@@ -536,9 +546,10 @@ def test_lora(first):
     [
         ({}, ValueError, "params: merge takes one of keep and r, got neither"),
         ({"keep": 0.5, "r": 3}, ValueError, "params: merge takes one of keep and r, got keep, r"),
-        ({"keep": 0}, ValueError, "params.keep: expected a number above 0, got 0"),
-        ({"keep": 1.5}, ValueError, "params.keep: expected a share of the tokens, 0 < keep <= 1, got 1.5"),
-        ({"keep": "half"}, TypeError, "params.keep: expected a number, got 'half'"),
+        ({"keep": 0}, ValueError, "params.keep: expected a share, .* got 0"),
+        ({"keep": 1.5}, ValueError, "params.keep: expected a share, above 0 and at most 1, .* got 1.5"),
+        ({"keep": "half"}, TypeError, "params.keep: expected a share, .* got 'half'"),
+        ({"keep": 7}, ValueError, "params.keep: expected a share of the tokens, 0 < keep <= 1, got 7"),
         ({"r": -1}, ValueError, "params.r: amounts.0.: .* at least 0, got -1"),
         ({"r": [1] * 5}, ValueError, "params.r: amounts: 5 entries for 4 layers"),
         ({"r": 3, "proportional": 1}, TypeError, "params.proportional: expected True or False, got 1"),
@@ -549,3 +560,17 @@ def test_bad_parameters(model, params, error, message):
     with pytest.raises(error, match=message):
         saccade.accelerate(model, rule(**params))
     assert attributes(model) == before
+
+
+def test_a_recipe_that_fails_leaves_the_one_before(model):
+    report = saccade.accelerate(model, rule(r=3))
+    for bad in ("no such preset", rule(), rule(r=[1] * 5)):
+        with pytest.raises(ValueError, match="preset|params"):
+            saccade.accelerate(model, bad)
+        with torch.no_grad():
+            assert report.applied and model.forward_features(images()).shape[1] == 14
+    with pytest.raises(SwapRefused, match="no rule fits"):
+        saccade.accelerate(model, "lossless", strict=True)
+    planned = saccade.plan(model, "lossless")
+    with torch.no_grad():
+        assert not planned.applied and report.applied and model.forward_features(images()).shape[1] == 14

@@ -26,8 +26,7 @@ def rule(keep: float, **more) -> dict:
     return {"rules": [{"kernel": "merge", "role": "text", "params": {"keep": keep}, **more}]}
 
 
-@pytest.fixture(scope="module")
-def qwen():
+def tiny_qwen():
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
@@ -42,6 +41,11 @@ def qwen():
     )
     config = Qwen2_5_VLConfig(text_config={**TEXT, "rope_parameters": rope}, vision_config=vision, **IDS)
     return seeded(lambda: Qwen2_5_VLForConditionalGeneration(config))
+
+
+@pytest.fixture(scope="module")
+def qwen():
+    return tiny_qwen()
 
 
 def prompt(batch: int = 2) -> dict[str, torch.Tensor]:

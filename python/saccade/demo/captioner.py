@@ -12,9 +12,12 @@ import torch
 from saccade.demo.errors import DemoError
 from saccade.demo.patches import fit, patchify, resize
 from saccade.demo.video import Clip
-from saccade.swap.qwen2_5_vl import rotary
+from saccade.swap import Recipe, Rule, plan
 
-__all__ = ["Inputs", "backward", "forward", "inputs_of", "load"]
+__all__ = ["ROTARY", "Inputs", "backward", "forward", "inputs_of", "load"]
+
+ROTARY = Recipe((Rule("rotary"),), name="rotary")
+"""What the demo puts into the captioner: rotary embeddings of vision and text."""
 
 _MOST_TOKENS = 360  # of the video in the language model; four patches each
 _BEFORE = "You write captions.\n"
@@ -105,13 +108,11 @@ def load(folder: Path | None) -> Any:
             model = transformers.Qwen2_5_VLForConditionalGeneration(_small()).eval()
     else:
         model = _weights(folder).eval()
-    try:
-        refused = rotary(model).refused
-    except ValueError as error:
-        raise DemoError(f"--model: {error}") from error
+    refused = plan(model, ROTARY).skipped
     if refused:
+        row = refused[0]
         raise DemoError(
-            f"transformers {transformers.__version__} is not one that Saccade was tested with: {refused[0]}"
+            f"transformers {transformers.__version__}: Saccade does not know this model: {row.path} ({row.cls}): {row.reason}"
         )
     return model
 

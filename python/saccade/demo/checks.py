@@ -13,11 +13,10 @@ from typing import Any
 import torch
 
 from saccade.demo import exact
-from saccade.demo.captioner import Inputs, backward, forward
+from saccade.demo.captioner import ROTARY, Inputs, backward, forward
 from saccade.demo.measure import Row
 from saccade.rope.multimodal import multimodal_positions
-from saccade.rope.presets import hope
-from saccade.swap.qwen2_5_vl import rotary
+from saccade.swap import Recipe, Rule, accelerated
 from saccade.testing import Budget, error_budget
 
 __all__ = ["Check", "Results", "check_all", "of_row"]
@@ -105,7 +104,7 @@ def _in_bf16(model: Any) -> Any:
 def _bf16(model: Any, inputs: Inputs) -> Check:
     small = _in_bf16(model)
     stock = forward(small, inputs)
-    with rotary(small, inplace=True):
+    with accelerated(small, ROTARY):
         ours = forward(small, inputs)
     rounded = Inputs(**{**vars(inputs), "pixels": inputs.pixels.bfloat16().float()})
     twin = exact.double(small)
@@ -118,10 +117,10 @@ def _hope(model: Any, twin: Any, inputs: Inputs, gamma: float, mrope_logits: tor
     """HoPE has no stock: its peer is the formula in plain torch fp32."""
     config = model.config.text_config
     base = config.rope_parameters["rope_theta"]
-    width = model.model.language_model.layers[0].self_attn.head_dim
     place, _ = multimodal_positions(inputs.segments, rule="hope", gamma=gamma)
     there = inputs.at(place)
-    with rotary(model, text_spec=hope(width, base), inplace=True):
+    rule = Rule("rotary", role="text", params={"positions": "hope", "gamma": gamma})
+    with accelerated(model, Recipe((rule, *ROTARY.rules))):
         ours = forward(model, there)
     with exact.plain(model, exact.hope_turn(base)):
         peer = forward(model, there)
@@ -138,7 +137,7 @@ def check_all(model: Any, inputs: Inputs, gamma: float, advance: Callable[[], No
     before = _state(model)
     stock, stock_gradients = backward(model, inputs)
     advance()
-    with rotary(model):
+    with accelerated(model, ROTARY):
         ours, our_gradients = backward(model, inputs)
     advance()
     restored = _state(model) == before
@@ -147,13 +146,13 @@ def check_all(model: Any, inputs: Inputs, gamma: float, advance: Callable[[], No
     with exact.plain(twin):
         true, true_gradients = backward(twin, inputs)
     advance()
-    with rotary(twin), torch.no_grad():
+    with accelerated(twin, ROTARY), torch.no_grad():
         ours64 = forward(twin, inputs)
     with torch.no_grad():
         naive64 = forward(twin, inputs)  # its tables of cos and sin are still fp32
     advance()
     logits = error_budget(ours, stock, true)
-    with rotary(model), torch.no_grad():
+    with accelerated(model, ROTARY), torch.no_grad():
         wrong = error_budget(forward(model, inputs.at(inputs.positions[[0, 2, 1], 0])), stock, true)
     checks = [
         _positions(model, inputs),

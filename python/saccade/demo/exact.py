@@ -14,14 +14,16 @@ formulas are plain torch: the peer of Saccade for embeddings that transformers d
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import types
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-from saccade.swap.instance import Swap
-from saccade.swap.qwen2_5_vl import Turn, turned_by
+from saccade.swap.edit import apply_all, undo_all
+from saccade.swap.transformers.qwen_rotary import Turn, turned_by
 
 __all__ = ["double", "hope_turn", "mrope_turn", "plain", "vision_turn"]
 
@@ -85,14 +87,20 @@ def double(model: Any) -> Any:
     """A float64 copy of the model with RMSNorm in float64; its rotary embeddings are still to be replaced by `plain`."""
     twin = copy.deepcopy(model).double()
     for module in twin.modules():
-        if type(module).__name__ == "Qwen2_5_VLRMSNorm":
+        if type(module).__name__.endswith("RMSNorm"):
             module.forward = types.MethodType(_norm, module)
     return twin
 
 
-def plain(model: Any, text: Turn | None = None) -> Swap:
+@contextlib.contextmanager
+def plain(model: Any, text: Turn | None = None) -> Iterator[None]:
     """The model's rotary embeddings as the formulas above, in the dtype of q; `text` instead of its own M-RoPE."""
     text_config, vision_config = model.config.text_config, model.config.vision_config
     parameters = text_config.rope_parameters
     own = mrope_turn(parameters["rope_theta"], list(parameters.get("mrope_section", [16, 24, 24])))
-    return turned_by(model, text=text or own, vision=vision_turn(vision_config.rope_parameters["rope_theta"]))
+    edits = turned_by(model, text=text or own, vision=vision_turn(vision_config.rope_parameters["rope_theta"]))
+    apply_all(edits)
+    try:
+        yield
+    finally:
+        undo_all(edits)

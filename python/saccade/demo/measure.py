@@ -14,11 +14,12 @@ import torch
 
 from saccade._dispatch import explain
 from saccade.demo import exact
-from saccade.demo.captioner import Inputs, backward, forward
+from saccade.demo.captioner import ROTARY, Inputs, backward, forward
 from saccade.rope.apply_rope import apply_rope
 from saccade.rope.qk_norm_rope import qk_norm_rope
 from saccade.rope.spec import RopeSpec
-from saccade.swap.qwen2_5_vl import rotary, text_spec_of, vision_spec_of
+from saccade.swap import accelerated
+from saccade.swap.transformers.qwen_rotary import text_spec, vision_spec
 from saccade.testing import Budget, error_budget
 
 __all__ = ["Cell", "Row", "implementation", "op_rows", "time_calls", "whole_row"]
@@ -135,7 +136,7 @@ def _op_row(
 
 def implementation(model: Any, inputs: Inputs) -> str:
     """Which implementation of apply_rope runs on these inputs."""
-    spec = text_spec_of(model.config.text_config)
+    spec = text_spec(model.config.text_config)
     q = torch.empty(1, 1, inputs.ids.shape[1], spec.head_dim)
     return explain("apply_rope", q, None, inputs.positions, spec).chosen
 
@@ -150,8 +151,8 @@ def _vision_row(model: Any, inputs: Inputs) -> Row:
     from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as stock
     from transformers.vision_utils import get_vision_position_ids
 
-    spec = vision_spec_of(model.config.vision_config)
     tower = model.model.visual
+    spec = vision_spec(tower)
     places = get_vision_position_ids(inputs.grid, tower.spatial_merge_size)  # [N, 2]
     q, k = (_heads(_VISION_HEADS, len(places), spec.head_dim, seed) for seed in (0, 1))
     cos, sin = tower.rotary_pos_emb(q, places)
@@ -174,7 +175,7 @@ def _text_rows(model: Any, inputs: Inputs) -> list[Row]:
     from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as stock
 
     config = model.config.text_config
-    spec: RopeSpec = text_spec_of(config)
+    spec: RopeSpec = text_spec(config)
     positions = inputs.positions
     tokens = positions.shape[-1]
     q, k = (_heads(count, tokens, spec.head_dim, seed) for seed, count in enumerate(_TEXT_HEADS))
@@ -234,10 +235,8 @@ def whole_row(name: str, model: Any, inputs: Inputs, errors: tuple[float, float]
             with torch.no_grad():
                 forward(model, inputs)
 
-    swap = rotary(model, inplace=True)  # made once, as a user would; putting it in and out is part of the time
-
     def swapped() -> None:
-        with swap:
+        with accelerated(model, ROTARY):  # putting it in and out is part of the time
             call()
 
     times = time_calls([call, swapped], budget=4.0)  # both are warm from the checks

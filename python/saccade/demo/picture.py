@@ -14,7 +14,7 @@ from saccade.demo.video import Clip
 from saccade.rope.multimodal import multimodal_positions
 from saccade.rope.presets import hope, videorope
 from saccade.rope.spec import RopeSpec
-from saccade.swap.qwen2_5_vl import text_spec_of
+from saccade.swap.transformers.qwen_rotary import text_spec
 
 __all__ = ["draw"]
 
@@ -90,7 +90,7 @@ class _Method:
 
 def _methods(config: Any, seconds: float, gamma: float) -> list[_Method]:
     """The three, with the widths and frequencies of the model."""
-    own = text_spec_of(config.text_config)
+    own = text_spec(config.text_config)
     base = config.text_config.rope_parameters["rope_theta"]
     rate = config.vision_config.tokens_per_second
     strides = "each frame carried along, {} positions per step"

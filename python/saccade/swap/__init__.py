@@ -5,6 +5,7 @@ from saccade.swap.presets import preset, presets
 from saccade.swap.recipe import Recipe, Rule
 from saccade.swap.report import Report
 from saccade.swap.source import SwapRefused
+from saccade.swap.transformers.names import register_transformers
 
 __all__ = [
     "Recipe",
@@ -16,5 +17,6 @@ __all__ = [
     "plan",
     "preset",
     "presets",
+    "register_transformers",
     "restore",
 ]

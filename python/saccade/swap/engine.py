@@ -191,8 +191,7 @@ def accelerate(
             put_in_place(holder, edits, report)
     except BaseException:
         for module, state in before:
-            apply_all(state.edits)
-            vars(module)[_STATE] = state
+            put_in_place(module, state.edits, state.report)
         raise
     return report
 

@@ -39,6 +39,8 @@ class Merging:
         keep: the share of the tokens that are left behind the last layer, prefix tokens not counted: as many are merged in every layer,
             but for one; None: the merger's schedule decides.
         proportional: whether log(size) is added to the scores of each key.
+        early: with `keep`, layers merge fewer and fewer tokens, evenly from twice the mean to almost none (ToMe's decreasing schedule):
+            faster for the same `keep`.
         size: [B, M, 1] of the rows that went out last, for a pooling that is called by itself; None where there are none.
     """
 
@@ -46,10 +48,11 @@ class Merging:
     layers: int
     keep: float | None = None
     proportional: bool = True
+    early: bool = False
     size: Tensor | None = None
 
     @classmethod
-    def of(cls, params: Mapping[str, Any], layers: int, prefix: int) -> Merging:
+    def of(cls, params: Mapping[str, Any], layers: int, prefix: int, *, early: bool = False) -> Merging:
         """From the parameters of a rule: "keep" or "r", and "proportional".
 
         Raises:
@@ -65,11 +68,11 @@ class Merging:
                 schedule = schedule_of(params["r"], layers, prefix)
             except (TypeError, ValueError) as error:
                 raise type(error)(f"params.r: {error}") from error
-            return cls(TokenMerger(schedule, protect=schedule.protected), layers, None, proportional)
+            return cls(TokenMerger(schedule, protect=schedule.protected), layers, None, proportional, early)
         keep = number(params["keep"], "params.keep", 0)
         if keep > 1:
             raise ValueError(f"params.keep: expected a share of the tokens, 0 < keep <= 1, got {keep}")
-        return cls(TokenMerger(0, protect=prefix), layers, float(keep), proportional)
+        return cls(TokenMerger(0, protect=prefix), layers, float(keep), proportional, early)
 
     @property
     def prefix(self) -> int:
@@ -83,8 +86,13 @@ class Merging:
         left, out = tokens, []
         total = 0 if self.keep is None else round((tokens - self.prefix) * (1 - self.keep))
         for i in range(self.layers):
-            even = total // self.layers + (i < total % self.layers)
-            wanted = even if self.keep is not None else share(schedule.amounts[i], left)
+            if self.keep is None:
+                wanted = share(schedule.amounts[i], left)
+            elif self.early:
+                ahead = 1 - (i + 1) / self.layers
+                wanted = round(total * (1 - ahead * ahead)) - (tokens - left)
+            else:
+                wanted = total // self.layers + (i < total % self.layers)
             out.append(cut(wanted, left, self.prefix))
             left -= out[-1]
         return out
@@ -105,10 +113,12 @@ class Merging:
         x, size, log_size = merge(x, plan, size, log_size=True, impl=self.merger.impl)
         return x, size, log_size.transpose(1, 2) if self.proportional else None
 
-    def change(self, tokens: int, width: int) -> str:
+    def change(self, tokens: int, width: int, mlp_ratio: float) -> str:
         """For a report: what `tokens` tokens of `width` channels become, and the share of the blocks' FLOPs that is left."""
         amounts = self.amounts(tokens)
-        ratio = MergeSchedule(tuple(amounts), protected=self.prefix).flops_ratio(tokens, width=width)
+        ratio = MergeSchedule(tuple(amounts), protected=self.prefix).flops_ratio(
+            tokens, width=width, mlp_ratio=mlp_ratio
+        )
         return f"{tokens} tokens become {tokens - sum(amounts)}, {_runs(amounts)}; {ratio:.2f} of the blocks' FLOPs"
 
 

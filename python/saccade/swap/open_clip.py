@@ -30,7 +30,7 @@ Sizes = tuple[Tensor | None, Tensor | None]
 _MERGING = "_saccade_merging"
 _PREFIX = 1  # a class token is always there
 # Fingerprints of the sources that are replaced or relied on.
-_VERSIONS = "open_clip 3.3"
+_VERSIONS = "open_clip 3.0 to 3.3"
 _TESTED = {
     "VisionTransformer.forward": {"bc644d1cdd9f4b70"},
     "VisionTransformer._embeds": {"5bb47bcdf01dd6cc"},
@@ -43,7 +43,9 @@ _TESTED = {
     "Attention.forward": {"c12c57b96d57f12f"},
     "AttentionalPooler.forward": {"d301a4d39e6e530b"},
 }
-_EXACT = "its q, k and v come of one weight that is no module; reading it would pass by LoRA, quantisation and offloading"
+_EXACT = (
+    "its q, k and v come from one weight that is no module: to read it would bypass LoRA, quantisation and offloading"
+)
 
 
 # ---- what runs -------------------------------------------------------------------------------------------------------------
@@ -201,6 +203,10 @@ def _attention_reason(attn: Any, path: str) -> str | None:
     return f"{path}: its forward was replaced by someone else" if "forward" in vars(attn) else None
 
 
+def _mlp_ratio(tower: Any) -> float:
+    return float(tower.resblocks[0].mlp.c_fc.out_features / tower.width)
+
+
 def _attention_sites(path: str, root: nn.Module, role: str, depth: int) -> list[Site]:
     """Every attention below a root, but not those of a visual tower in it."""
     at, found = f"{path}." if path else "", []
@@ -239,7 +245,7 @@ class Vision(Adapter):
             return []
         tower, at = root.transformer, f"{path}." if path else ""
         merging = Merging.of(merge.rules[0].params, len(tower.resblocks), _PREFIX)
-        merge.change = merging.change(root.grid_size[0] * root.grid_size[1] + _PREFIX, tower.width)
+        merge.change = merging.change(root.grid_size[0] * root.grid_size[1] + _PREFIX, tower.width, _mlp_ratio(tower))
         merge.change += "; compared by what attention is given"
         edits: list[Edit] = [
             Attribute(path or "the model", root, _MERGING, merging),

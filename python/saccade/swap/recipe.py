@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from saccade._arguments import choice, whole
+from saccade._arguments import choice, grid_sizes, items, number, whole
 
 __all__ = ["ATTENTION", "KERNELS", "Recipe", "Rule"]
 
@@ -37,6 +38,44 @@ KERNELS: dict[str, tuple[str, frozenset[str]]] = {
 ATTENTION = frozenset(name for name, (kind, _) in KERNELS.items() if kind == "attention")
 
 
+def _share(value: Any, name: str) -> None:
+    if number(value, name, 0) > 1:
+        raise ValueError(f"{name}: expected a share, above 0 and at most 1, got {value}")
+
+
+def _amount(value: Any, name: str) -> None:
+    """A share as a float, or a number of things as an int; 1 is either."""
+    kind = "share, above 0 and at most 1, or a whole number of at least 1"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}: expected a {kind}, got {value!r}")
+    if value <= 0 or (isinstance(value, float) and value > 1):
+        raise ValueError(f"{name}: expected a {kind}, got {value}")
+
+
+def _flag(value: Any, name: str) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: expected True or False, got {value!r}")
+
+
+def _or_none(check: Callable[[Any, str], Any]) -> Callable[[Any, str], Any]:
+    return lambda value, name: None if value is None else check(value, name)
+
+
+# What a parameter may be, where that does not depend on the model; the rest is checked where the kernel meets one.
+_CHECKS: dict[str, Callable[[Any, str], Any]] = {
+    "tile": lambda value, name: grid_sizes(value, name, 1),
+    "density": _share,
+    "p": _share,
+    "keep": _amount,
+    "recall": _or_none(_share),
+    "every": _or_none(lambda value, name: whole(value, name, 1)),
+    "width": lambda value, name: number(value, name, 0),
+    "decay": lambda value, name: number(value, name, 0),
+    "sink": _flag,
+    "proportional": _flag,
+}
+
+
 @dataclass(frozen=True, eq=True)
 class Rule:
     """One line of a recipe. The first rule that fits a site, and whose steps hold the current one, decides.
@@ -48,8 +87,8 @@ class Rule:
         family: a shell pattern on the model's family ("wan", "qwen2_5_vl", "*").
         role: "self", "cross", "joint", "vision", "text", or "*".
         layers: [first, last) of layer numbers; a negative `last` counts from the end, None is the end.
-        steps: [first, last) of denoising steps, counted from 0, or None: all.
-        params: of the kernel.
+        steps: [first, last) of denoising steps, counted from 0, or None: all. None as `last` is the end.
+        params: of the kernel: numbers, text, flags and lists, so that they can be saved.
         on_unsupported: what happens where the kernel cannot serve a call that it was chosen for, as when the tokens are not
             those of the grid: "skip" runs stock attention and says so once, "error" raises.
     """
@@ -69,17 +108,11 @@ class Rule:
         for name in ("match", "family", "role"):
             if not isinstance(getattr(self, name), str):
                 raise TypeError(f"{name}: expected text, got {getattr(self, name)!r}")
-        if not isinstance(self.params, Mapping):
-            raise TypeError(f"params: expected a mapping, got {type(self.params).__name__}")
-        unknown = sorted(set(self.params) - KERNELS[self.kernel][1])
-        if unknown:
-            accepted = ", ".join(sorted(KERNELS[self.kernel][1])) or "none"
-            raise ValueError(f"params: {self.kernel} does not take {', '.join(unknown)}; accepted: {accepted}")
+        object.__setattr__(self, "params", _params(self.kernel, self.params))
         if self.kind != "attention" and self.steps is not None:
             raise ValueError(f"steps: {self.kernel} is the same at every step; only attention changes with the step")
-        object.__setattr__(self, "params", dict(self.params))
-        for name in ("layers", "steps"):
-            object.__setattr__(self, name, _interval(getattr(self, name), name))
+        object.__setattr__(self, "layers", _interval(self.layers, "layers", None))
+        object.__setattr__(self, "steps", _interval(self.steps, "steps", 0))  # how many there will be is not known
 
     @property
     def kind(self) -> str:
@@ -99,13 +132,40 @@ class Rule:
         return layer is not None and first <= layer < last
 
 
-def _interval(value: Any, name: str) -> tuple[int, int | None] | None:
+def _params(kernel: str, given: Any) -> dict[str, Any]:
+    """Parameters as plain data, each one that the kernel takes."""
+    if not isinstance(given, Mapping):
+        raise TypeError(f"params: expected a mapping, got {type(given).__name__}")
+    taken = KERNELS[kernel][1]
+    unknown = sorted(map(str, set(given) - taken))
+    if unknown:
+        accepted = ", ".join(sorted(taken)) or "none"
+        raise ValueError(f"params: {kernel} does not take {', '.join(unknown)}; accepted: {accepted}")
+    if {"window", "density"} <= set(given):
+        raise ValueError(f"params: {kernel} takes one of window and density, got both")
+    params = {name: _plain(value, f"params.{name}") for name, value in given.items()}
+    for name, value in params.items():
+        if name in _CHECKS:
+            _CHECKS[name](value, f"params.{name}")
+    return params
+
+
+def _plain(value: Any, name: str) -> Any:
+    """`value` as JSON gives it back: lists in place of tuples."""
+    if isinstance(value, (list, tuple)):
+        return [_plain(one, f"{name}[{i}]") for i, one in enumerate(value)]
+    if value is None or isinstance(value, (bool, int, str)) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    raise TypeError(f"{name}: expected finite numbers, text, True, False, None or lists of them, got {value!r}")
+
+
+def _interval(value: Any, name: str, least: int | None) -> tuple[int, int | None] | None:
     if value is None:
         return None
     if not isinstance(value, (list, tuple)) or len(value) != 2:
         raise TypeError(f"{name}: expected [first, last), got {value!r}")
     first, last = whole(value[0], f"{name}[0]", 0), value[1]
-    return first, None if last is None else whole(last, f"{name}[1]")
+    return first, None if last is None else whole(last, f"{name}[1]", least)
 
 
 @dataclass(frozen=True)
@@ -132,9 +192,10 @@ class Recipe:
     note: str = ""
 
     def __post_init__(self) -> None:
-        if isinstance(self.rules, (str, Mapping)):
-            raise TypeError(f"rules: expected a list of rules, got {type(self.rules).__name__}")
-        object.__setattr__(self, "rules", tuple(_rule(rule, i) for i, rule in enumerate(self.rules)))
+        for name in ("name", "note"):
+            if not isinstance(getattr(self, name), str):
+                raise TypeError(f"{name}: expected text, got {getattr(self, name)!r}")
+        object.__setattr__(self, "rules", tuple(_rule(rule, i) for i, rule in enumerate(items(self.rules, "rules"))))
 
     def to_json(self) -> str:
         """The recipe as text."""
@@ -152,6 +213,8 @@ class Recipe:
             data = json.loads(text)
         except json.JSONDecodeError as error:
             raise ValueError(f"recipe: expected JSON, {error}") from error
+        if not isinstance(data, dict):
+            raise ValueError(f"recipe: expected a JSON object with schema and rules, got {text.strip()[:40]}")
         return cls.of(data)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -169,11 +232,9 @@ class Recipe:
         if isinstance(value, Recipe):
             return value
         if isinstance(value, Mapping):
-            unknown = sorted(set(value) - {"schema", "name", "note", "rules"})
+            unknown = sorted(map(str, set(value) - {"schema", "name", "note", "rules"}))
             if unknown:
-                raise ValueError(
-                    f"recipe: unknown keys {', '.join(map(str, unknown))}; accepted: schema, name, note, rules"
-                )
+                raise ValueError(f"recipe: unknown keys {', '.join(unknown)}; accepted: schema, name, note, rules")
             if value.get("schema", SCHEMA) != SCHEMA:
                 raise ValueError(f"recipe: schema {value['schema']!r}, but this Saccade reads schema {SCHEMA}")
             if "rules" not in value:
@@ -196,9 +257,9 @@ def _rule(value: Any, index: int) -> Rule:
     if not isinstance(value, Mapping):
         raise TypeError(f"rules[{index}]: expected a Rule or a mapping, got {type(value).__name__}")
     accepted = [f.name for f in dataclasses.fields(Rule)]
-    unknown = sorted(set(value) - set(accepted))
+    unknown = sorted(map(str, set(value) - set(accepted)))
     if unknown or "kernel" not in value:
-        what = f"unknown keys {', '.join(map(str, unknown))}" if unknown else "the kernel is missing"
+        what = f"unknown keys {', '.join(unknown)}" if unknown else "the kernel is missing"
         raise ValueError(f"rules[{index}]: {what}; accepted: {', '.join(accepted)}")
     try:
         return Rule(**value)

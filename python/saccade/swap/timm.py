@@ -131,7 +131,9 @@ class Timm(Adapter):
         if merge is None:
             return []
         merging = Merging.of(merge.rules[0].params, len(root.blocks), int(root.num_prefix_tokens))
-        merge.change = merging.change(root.patch_embed.num_patches + int(root.num_prefix_tokens), root.embed_dim)
+        tokens, width = root.patch_embed.num_patches + int(root.num_prefix_tokens), root.embed_dim
+        inner = getattr(getattr(root.blocks[0].mlp, "fc1", None), "out_features", 4 * width)
+        merge.change = merging.change(tokens, width, inner / width)
         return _edits(path, root, merging)
 
 

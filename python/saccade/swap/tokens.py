@@ -42,7 +42,7 @@ class Tokens:
 
 def tile_windows(grid: Sizes, tile: Sequence[int], density: float) -> Sizes:
     """The window of tiles (odd, or the whole axis) whose share is nearest to `density`; among equals the most cubic."""
-    counts = [-(-size // edge) for size, edge in zip(grid, tile, strict=True)]
+    counts = [max(-(-size // edge), 1) for size, edge in zip(grid, tile, strict=True)]
     choices = [[n for n in range(1, count + 1) if n % 2 or n == count] for count in counts]
 
     def badness(window: tuple[int, ...]) -> tuple[float, float]:

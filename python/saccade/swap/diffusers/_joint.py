@@ -23,7 +23,7 @@ __all__ = ["JointAdapter", "JointProcessor", "key_mask_of", "table_reason", "zer
 Tensor = torch.Tensor
 Rotary = tuple[Any, Any]
 # diffusers' own RMS norms: class -> (sources of forward, whether the output has the dtype of the input whatever the weight's)
-_NORMS = {"RMSNorm": ({"ee403ba66f30b653"}, False), "MochiRMSNorm": ({"8a1700c49859ab5e"}, True)}
+_NORMS = {"RMSNorm": ({"ee403ba66f30b653", "2f239401b869fa64"}, False), "MochiRMSNorm": ({"8a1700c49859ab5e"}, True)}
 
 
 class JointProcessor(Processor):
@@ -145,7 +145,7 @@ class JointAdapter(Adapter):
     """
 
     tested: ClassVar[dict[str, set[str]]]
-    versions: ClassVar[str] = "diffusers 0.42"
+    versions: ClassVar[str] = "diffusers 0.36 to 0.42"
     arguments: ClassVar[tuple[str, ...]]
     processor: ClassVar[type[JointProcessor]]
     rotary_change: ClassVar[str] = "norm and rotation of q and k in one pass, no tables"

@@ -74,6 +74,9 @@ class Processor:
         if config.ring_degree > 1:
             self.attend.context.unserved(slot.rule, "a ring shows each rank a part of the keys; use Ulysses")
             return self._stock(q, k, v, stock_mask, parallel)
+        if getattr(config, "ulysses_anything", False):
+            self.attend.context.unserved(slot.rule, "ulysses_anything gives ranks unequal shares of the tokens")
+            return self._stock(q, k, v, stock_mask, parallel)
         if q.shape[2] % config.ulysses_degree:
             self.attend.context.unserved(
                 slot.rule, f"{q.shape[2]} heads cannot be shared by {config.ulysses_degree} ranks"

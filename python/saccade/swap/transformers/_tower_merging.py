@@ -76,14 +76,14 @@ class Merged:
         if self.call.weights:
             reason = "attention maps were asked for, which merged tokens do not have"
         if reason is not None:
-            self.call.context.unserved(self.rule, reason)
+            self.call.context.unserved(self.rule, reason, ran="no tokens were merged")
         return reason is None
 
 
 def _merge(merging: Merging, x: Tensor, keys: Tensor, r: int, rows: Rows | None) -> tuple[Tensor, Rows | None]:
     if r == 0:
         return x, rows
-    plan = merging.merger.match(keys, r=r)
+    plan = merging.merger.match(keys.detach(), r=r)
     x, size, log_size = merge(x, plan, None if rows is None else rows.size, log_size=True, impl=merging.merger.impl)
     place = plan.inverse.long()
     if rows is not None:

@@ -11,7 +11,7 @@ from torch import nn
 from saccade.swap.edit import Attribute, Edit, method
 from saccade.swap.site import Adapter, Choice, Extra, Site
 from saccade.swap.tokens import Tokens
-from saccade.swap.transformers import _qwen_rotary as rotary
+from saccade.swap.transformers import qwen_rotary as rotary
 from saccade.swap.transformers import _qwen_sources as sources
 from saccade.swap.transformers._qwen_positions import RopeIndex, other_spec, params_reason
 

@@ -27,6 +27,7 @@ from saccade.swap.recipe import Rule
 from saccade.swap.site import Adapter, Choice, Extra, Site
 from saccade.swap.source import fingerprint
 from saccade.swap.tokens import Tokens
+from saccade.swap.transformers._text import text_sites
 
 __all__ = ["ADAPTERS", "VisualMerging", "plan_visual"]
 
@@ -209,7 +210,7 @@ class VisualTokens(Adapter):
         return Tokens(grid or (8, 18, 18), suffix=64 if text is None else text)
 
     def sites(self, path: str, root: Any, tokens: Tokens) -> list[Site]:
-        """One site: the language model."""
+        """The language model, for merging, and its attention, where no adapter of its own lists it."""
         name = ".".join(filter(None, (path, "language_model")))
         model = root.language_model
         reason = next(filter(None, (_untested(type(root)), _untested(type(model)))), None)
@@ -217,7 +218,7 @@ class VisualTokens(Adapter):
             reason = "its forward was replaced by someone else"
         if reason is None and not self._ids(root):
             reason = "its config names no image or video token"
-        return [Site(name, model, "merge", "text", frozenset({"merge"}), reason=reason)]
+        return [Site(name, model, "merge", "text", frozenset({"merge"}), reason=reason), *text_sites(path, root)]
 
     @staticmethod
     def _ids(root: Any) -> tuple[int, ...]:
@@ -227,9 +228,10 @@ class VisualTokens(Adapter):
 
     def edits(self, path: str, root: Any, choices: Sequence[Choice], extra: Extra) -> list[Edit]:
         """A forward on the language model, and a hook that sees the prompt."""
-        if not choices:
+        choice = next((choice for choice in choices if choice.site.kind == "merge"), None)
+        if choice is None:
             return []
-        choice, rule = choices[0], choices[0].rules[0]
+        rule = choice.rules[0]
         if "r" in rule.params or "proportional" in rule.params:
             choice.reason = "merge between tower and language model takes keep alone"
             return []
