@@ -94,9 +94,11 @@ for tool in memcheck racecheck; do
   # Without torch's cache every tensor is an allocation of its own, so that one element beyond its end is seen.
   PYTORCH_NO_CUDA_MEMORY_CACHING=1 step $tool 75 "$sanitizer" --tool $tool --error-exitcode 9 "$python" -m bench.sanitize
 done
-bench_time=$(($(left) - 15))
+bench_time=$(($(left) - 95))
 step bench "$bench_time" "$python" -m bench --device cuda --check --deadline $((bench_time - 45))
 cat "$logs/bench.log" 2>/dev/null
+step swap 80 "$python" -m bench.swap --device cuda --seconds 8 # whole models, stock against accelerated
+cat "$logs/swap.log" 2>/dev/null
 
 printf '%s\n' "${summary[@]}" | tee "$logs/summary.txt"
 if [ -n "${OUT:-}" ]; then

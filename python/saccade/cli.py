@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 _NEEDED = {"typer": "cli", "rich": "cli"}
-_DEMO = ("av", "skimage", "matplotlib", "transformers")
+_DEMO = ("av", "skimage", "matplotlib", "transformers", "diffusers")
 
 
 def _require(modules: tuple[str, ...], extra: str) -> None:
@@ -36,12 +36,12 @@ def main() -> None:
     @app.command()
     def demo(
         video: Path = typer.Argument(None, help="A video file; without one the demo makes its own clip."),
-        out: Path = typer.Option(Path("out/demo"), "--out", help="Folder for the picture, the clip and result.json."),
+        out: Path = typer.Option(Path("out/demo"), "--out", help="Folder for the pictures, the clip and result.json."),
         model: Path = typer.Option(
             None, "--model", help="Folder of Qwen2.5-VL weights; without it, seeded random ones."
         ),
     ) -> None:
-        """Caption-model forward and backward on a clip, stock against Saccade, with a picture of HoPE."""
+        """A captioner and a generator on a clip, stock against Saccade: times, errors, and pictures of what is left out."""
         _require(_DEMO, "demo")
         from saccade import demo as command
 

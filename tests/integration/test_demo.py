@@ -16,7 +16,7 @@ pytest.importorskip("skimage")
 pytest.importorskip("matplotlib")
 
 from saccade import demo  # noqa: E402
-from saccade.demo import captioner, checks, measure, report  # noqa: E402
+from saccade.demo import captioner, measure, report  # noqa: E402
 from saccade.demo.clip import make_clip  # noqa: E402
 from saccade.demo.errors import DemoError  # noqa: E402
 from saccade.demo.patches import fit, patchify, resize  # noqa: E402

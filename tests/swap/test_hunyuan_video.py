@@ -80,11 +80,20 @@ def test_image_to_video(kind):
     models.check_restore(model, given, "hunyuan_video-aggressive")
 
 
-def test_tables_of_another_config():
-    """Frequencies that do not follow from the module's own attributes are noticed, and the tables are used."""
+def test_other_tables(monkeypatch):
+    """Tables that are not those of the module's attributes stay, with the reason, and attention is swapped all the same."""
+    from diffusers.models.transformers import transformer_hunyuan_video as source
+
+    model = joint.hunyuan_video(rope_theta=100.0)
+    assert not saccade.plan(model, "lossless").skipped
+    stock = source.get_1d_rotary_pos_embed
+    monkeypatch.setattr(source, "get_1d_rotary_pos_embed", lambda d, x, *a, **k: stock(d, x / 2, *a, **k))
+    report = models.check_lossless(model, joint.hunyuan_video_inputs(model), expect=4)
+    assert [(row.path, row.reason) for row in report.skipped] == [("rope", "its tables are not those of its config")]
+
+
+def test_sections_that_do_not_add_up():
     model = joint.hunyuan_video()
-    model.rope.theta = 100.0
-    assert not saccade.plan(model, "lossless").skipped  # the module itself says 100
     model.rope.rope_dim = (4, 14, 16)
     (skipped,) = saccade.plan(model, "lossless").skipped
     assert skipped.path == "rope" and "head_dim" in skipped.reason

@@ -11,15 +11,15 @@ from torch import nn
 
 pytest.importorskip("open_clip")
 
-from open_clip.transformer import VisionTransformer  # noqa: E402
+from merge.tome_oracle import Oracle
+from open_clip.transformer import VisionTransformer
 
-import saccade  # noqa: E402
-from merge.tome_oracle import Oracle  # noqa: E402
-from saccade.swap import SwapRefused  # noqa: E402
-from saccade.swap import open_clip as swap  # noqa: E402
-from swap import models  # noqa: E402
-from swap.models_timm import images, open_clip_model  # noqa: E402
-from swap.models_timm import open_clip_vit as make  # noqa: E402
+import saccade
+from saccade.swap import SwapRefused
+from saccade.swap import open_clip as swap
+from swap import models
+from swap.models_timm import images, open_clip_model
+from swap.models_timm import open_clip_vit as make
 
 
 def rule(**params):

@@ -90,8 +90,17 @@ def test_index(family, model, rule, gamma):
 
 def test_generation(family, model):
     """What the cache holds and where later tokens stand agree with a forward over everything, at positions made by hand."""
-    given = {name: value[:1] if name != "pixel_values_videos" else value[: T * H * W * 4] for name, value in qwen.qwen_inputs(family).items()}
-    options = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0, "output_scores": True, "return_dict_in_generate": True}
+    given = {
+        name: value[:1] if name != "pixel_values_videos" else value[: T * H * W * 4]
+        for name, value in qwen.qwen_inputs(family).items()
+    }
+    options = {
+        "max_new_tokens": 4,
+        "do_sample": False,
+        "pad_token_id": 0,
+        "output_scores": True,
+        "return_dict_in_generate": True,
+    }
     with torch.no_grad(), saccade.accelerated(model, recipe()):
         out = model.generate(**given, **options)
         place, _ = multimodal_positions([*SEGMENTS[:-1], SEGMENTS[-1] + 4], rule="hope", gamma=0.75)

@@ -12,10 +12,10 @@ from torch import nn
 
 timm = pytest.importorskip("timm", minversion="1.0.29")
 
+from merge.tome_oracle import Oracle  # noqa: E402
 from timm.models.vision_transformer import Block, VisionTransformer  # noqa: E402
 
 import saccade  # noqa: E402
-from merge.tome_oracle import Oracle  # noqa: E402
 from saccade import merge  # noqa: E402
 from saccade.merge import MergeSchedule  # noqa: E402
 from saccade.swap import SwapRefused, timm_forwards  # noqa: E402

@@ -69,7 +69,9 @@ def test_token_windows(grid, density):
         assert size > 1 or n == 1
 
 
-@pytest.mark.parametrize(("grid", "tiled"), [((0, 4, 4), (1, 1, 1)), ((3, 0, 0), (1, 1, 1)), ((0, 0, 0), (1, 1, 1)), ((1, 1, 1), (1, 1, 1))])
+@pytest.mark.parametrize(
+    ("grid", "tiled"), [((0, 4, 4), (1, 1, 1)), ((3, 0, 0), (1, 1, 1)), ((0, 0, 0), (1, 1, 1)), ((1, 1, 1), (1, 1, 1))]
+)
 def test_empty_and_single_axes(grid, tiled):
     assert tile_windows(grid, (2, 2, 2), 0.2) == tiled
     assert all(n >= 1 for n in token_window(grid, 0.2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import types
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from diffusers import WanTransformer3DModel
 
 import saccade
 from saccade.swap import SwapRefused
-from swap import models
+from swap import models, models_ltx
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +25,101 @@ def inputs(model, frames: int = 3, dtype: torch.dtype = torch.float32) -> dict[s
     return models.wan_inputs(model, frames, dtype)
 
 
-def test_lossless(model):
-    models.check_lossless(model, inputs(model))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_lossless(model, dtype):
+    models.check_lossless(copy.deepcopy(model).to(dtype), inputs(model, dtype=dtype))
+
+
+def test_attention_alone(model):
+    """Without the rotary site the tables stay and turn as in stock."""
+    models.check_lossless(model, inputs(model), {"rules": [{"kernel": "dense", "role": "self"}]}, expect=3)
+
+
+@pytest.mark.parametrize("variant", ["image", "vace", "animate"])
+def test_variants(variant):
+    """Models with other roots and blocks, and with image keys in cross-attention, which stays stock."""
+    if variant == "image":
+        model = models.wan(image_dim=8, added_kv_proj_dim=96, num_layers=2)
+        given = inputs(model)
+        given["encoder_hidden_states"] = torch.randn(2, 512, 16, generator=torch.Generator().manual_seed(4))
+        given["encoder_hidden_states_image"] = torch.randn(2, 9, 8, generator=torch.Generator().manual_seed(5))
+    else:
+        model = getattr(models_ltx, f"wan_{variant}")()
+        given = getattr(models_ltx, f"wan_{variant}_inputs")()
+    report = models.check_lossless(model, given)
+    assert {row.path for row in report.rows if row.kind == "attention"} == models_ltx.attention_paths(model)
+    selves = {path for path in models_ltx.attention_paths(model) if path.endswith("attn1")}
+    assert {row.path for row in report.swapped} == {"rope", *selves}
+    models.check_restore(model, given, "wan-aggressive")
+
+
+def test_dense_layers_of_vace():
+    """A control block has the number of the layer that it controls."""
+    rules = [{"kernel": "dense", "layers": [0, 1]}, {"kernel": "sliding_tile", "role": "self"}]
+    report = saccade.plan(models_ltx.wan_vace(), {"rules": rules})
+    dense = {row.path for row in report.rows if row.kernel == "dense"}
+    assert dense == {"blocks.0.attn1", "vace_blocks.0.attn1"}
+
+
+def test_sparse(model):
+    """Against the model itself under a mask that shows each token its own tile."""
+    given, grid = inputs(model), (3, 8, 10)
+    tiles = {"tile": [1, 3, 4], "window": [1, 1, 1]}
+    mask = models_ltx.one_tile_mask(grid)
+    want = models.run(models_ltx.masked(copy.deepcopy(model).double(), mask, "heads"), models.in_double(given))[0]
+    stock = models.run(models_ltx.masked(model, mask, "heads"), given)[0]
+    recipe = {"rules": [{"kernel": "rotary"}, {"kernel": "sliding_tile", "role": "self", "params": tiles}]}
+    with saccade.accelerated(model, recipe) as report:
+        ours = models.run(model, given)[0]
+        assert not report.notes
+    models.within(ours, stock, want, 2, "output")
+    assert float((models.run(model, given)[0] - stock).abs().max()) > 100 * float((ours - stock).abs().max())
+
+
+class Pipeline:
+    """As much of a diffusers pipeline as a swap sees: Wan 2.2 has an expert for noisy and one for clear steps."""
+
+    def __init__(self, model):
+        self.scheduler = types.SimpleNamespace(step_index=None)
+        self.components = {
+            "vae": torch.nn.Linear(2, 2),
+            "transformer": copy.deepcopy(model),
+            "transformer_2": copy.deepcopy(model),
+            "scheduler": self.scheduler,
+            "tokenizer": None,
+        }
+
+
+def test_pipeline(model):
+    """Both experts are swapped, and the step is the scheduler's, whichever of them runs."""
+    pipe, given = Pipeline(model), inputs(model)
+    stock = models.run(model, given)[0]
+    rules = [
+        {"kernel": "dense", "steps": [0, 3]},
+        {"kernel": "sliding_tile", "params": {"tile": [1, 4, 4], "window": [1, 1, 1]}},
+    ]
+    first, second = pipe.components["transformer"], pipe.components["transformer_2"]
+    report = saccade.accelerate(pipe, {"rules": rules})
+    assert {row.path for row in report.swapped} == {
+        f"{name}.blocks.{i}.attn1" for name in ("transformer", "transformer_2") for i in range(3)
+    }
+
+    def error(one):
+        return float((models.run(one, given)[0] - stock).abs().max())
+
+    assert error(first) < 1e-4
+    pipe.scheduler.step_index = 2
+    assert error(first) < 1e-4 and error(second) < 1e-4
+    pipe.scheduler.step_index = 3
+    assert error(second) > 1e-3 and error(first) > 1e-3
+    copied = copy.deepcopy(second)  # is in no pipeline: it starts at step 0
+    assert error(copied) < 1e-4
+    watches = [hook for hook in copied._forward_pre_hooks.values() if hasattr(hook, "pipeline")]
+    assert len(watches) == 1 and watches[0].pipeline is None
+    pipe.scheduler.step_index = None
+    assert error(first) < 1e-4
+    saccade.restore(pipe)
+    assert error(first) == error(second) == 0.0
 
 
 def test_restore(model):

@@ -1,4 +1,4 @@
-"""`saccade demo`: a captioning model on a clip, stock against Saccade, with tables and pictures."""
+"""`saccade demo`: a captioner and a generator on a clip, stock against Saccade, with tables and pictures."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def run(video: Path | None, out: Path, *, model: Path | None = None, gamma: floa
 
     Args:
         video: any video file; None makes a clip of photographs.
-        out: folder for picture.png, merging.png, result.json and the clip; made where missing.
+        out: folder for picture.png, merging.png, acceleration.png, result.json and the clip; made where missing.
         model: folder with weights of a Qwen2.5-VL; None takes random ones, always the same.
         gamma: temporal stride of HoPE.
 
@@ -76,7 +76,16 @@ def _run(console: Console, video: Path | None, out: Path, folder: Path | None, g
         inputs = captioner.inputs_of(model, clip, folder)
         step()
 
-        from saccade.demo import checks, measure, merging, merging_picture, picture, report
+        from saccade.demo import (
+            acceleration,
+            acceleration_picture,
+            checks,
+            measure,
+            merging,
+            merging_picture,
+            picture,
+            report,
+        )
 
         step = task("checking logits and gradients", 6)
         results = checks.check_all(model, inputs, gamma, step)
@@ -88,14 +97,19 @@ def _run(console: Console, video: Path | None, out: Path, folder: Path | None, g
         rows.append(measure.whole_row("forward + backward", model, inputs, results.gradients, gradients=True))
         step()
         study = merging.study(clip.frames, task("merging the clip's tokens", merging.STEPS))
-        step = task("drawing", 2)
+        levels = acceleration.study(model, inputs, clip, task("accelerating both models", acceleration.STEPS))
+        step = task("drawing", 3)
         files.append(picture.draw(out / "picture.png", model, clip, inputs, gamma))
         step()
         files.append(merging_picture.draw(out / "merging.png", study, clip))
         step()
+        files.append(acceleration_picture.draw(out / "acceleration.png", levels, clip))
+        step()
     source = "seeded random weights" if folder is None else str(folder)
-    about = report.facts(clip, inputs, model, source, measure.implementation(model, inputs), study)
-    verdicts = [checks.of_row(row) for row in rows if row.budget is not None] + results.checks + study.checks
+    about = report.facts(clip, inputs, model, source, measure.implementation(model, inputs), study, levels)
+    verdicts = (
+        [checks.of_row(row) for row in rows if row.budget is not None] + results.checks + study.checks + levels.checks
+    )
     files.append(report.write(out / "result.json", about, rows, verdicts))
     report.show(console, about, rows, verdicts)
     for path in files:

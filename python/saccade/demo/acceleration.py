@@ -114,7 +114,9 @@ def _less(captions: Sequence[Line], videos: Sequence[Line]) -> Check:
     kept = [[line.kept for line in lines] for lines in (captions, videos)]
     ok = all(k[0] == k[1] and k[1] > k[2] > k[3] > 0 for k in kept)
     tokens, blocks = " > ".join(f"{k:.0f}" for k in kept[0][1:]), " > ".join(f"{k:.0%}" for k in kept[1][1:])
-    return Check("each level keeps less", ok, f"{tokens} tokens in the language model, {blocks} of the generator's blocks")
+    return Check(
+        "each level keeps less", ok, f"{tokens} tokens in the language model, {blocks} of the generator's blocks"
+    )
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""What the demo says: two tables, the checks, and result.json."""
+"""What the demo says: the tables, the checks, and result.json."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from saccade.demo.acceleration import Study as Accelerated
 from saccade.demo.captioner import Inputs
 from saccade.demo.checks import Check
 from saccade.demo.measure import Cell, Row
@@ -81,8 +82,52 @@ def _merging_table(merging: dict[str, Any]) -> Table:
     return table
 
 
-def facts(clip: Clip, inputs: Inputs, model: Any, source: str, ran: str, study: Study) -> dict[str, Any]:
+def _levels_table(title: str, lines: list[dict[str, Any]], names: dict[str, str], kept: str) -> Table:
+    """A line for each level of one model, of `acceleration.Study.to_dict`; `names`: of the parts whose times are shown."""
+    table = Table(title=title, title_justify="left", title_style="bold", padding=(0, 1))
+    table.add_column("level")
+    words = lines[0]["same"] is not None
+    for name in ("sites", *names.values(), "speed-up", kept, "change", *(["same\ntokens"] if words else [])):
+        table.add_column(name, justify="right")
+    for line in lines:
+        times = [duration(line["seconds"][part]) for part in names]
+        gain = f"{lines[0]['seconds']['whole'] / line['seconds']['whole']:.2f} x"
+        share = str(line["kept"]) if words else f"{line['kept']:.0%}"
+        change = (
+            "" if line is lines[0] else f"{line['change']:.1%}" if line["change"] >= 1e-3 else f"{line['change']:.0e}"
+        )
+        same = [f"{line['same']:.0%}"] if words else []
+        table.add_row(line["level"], str(line["sites"]), *times, Text(gain, style="bold"), share, change, *same)
+    return table
+
+
+def _acceleration_tables(found: dict[str, Any]) -> list[Table]:
+    """Captioner and generator; `found` is of `acceleration.Study.to_dict`."""
+    t, h, w = found["captioner"]["visual_tokens"]
+    frames, rows, columns = found["generator"]["grid"]
+    parts = {"vision tower": "vision\ntower", "language model": "language\nmodel", "whole": "whole"}
+    captioner = _levels_table(
+        f"Captioner at three levels ({t} x {h} x {w} visual tokens): tokens that enter the\nlanguage model; change of the "
+        "caption's logits, relative to stock's",
+        found["captioner"]["levels"],
+        parts,
+        "tokens",
+    )
+    generator = _levels_table(
+        f"Generator at three levels ({frames} x {rows} x {columns} tokens, denoising step {found['generator']['denoising_step']}): "
+        "blocks of\nattention that are computed; change of the output, relative to stock's",
+        found["generator"]["levels"],
+        {"self-attention": "self-\nattention", "rest": "rest", "whole": "whole"},
+        "blocks",
+    )
+    return [captioner, generator]
+
+
+def facts(
+    clip: Clip, inputs: Inputs, model: Any, source: str, ran: str, study: Study, accelerated: Accelerated
+) -> dict[str, Any]:
     """What the figures belong to."""
+    import diffusers
     import transformers
 
     import saccade
@@ -112,10 +157,12 @@ def facts(clip: Clip, inputs: Inputs, model: Any, source: str, ran: str, study: 
             "python": platform.python_version(),
             "torch": torch.__version__,
             "transformers": transformers.__version__,
+            "diffusers": diffusers.__version__,
             "saccade": saccade.__version__,
         },
         "saccade_ran": ran,
         "merging": study.to_dict(),
+        "acceleration": accelerated.to_dict(),
     }
 
 
@@ -133,6 +180,15 @@ def show(console: Console, about: dict[str, Any], rows: list[Row], checks: list[
     )
     console.print()
     console.print(_merging_table(about["merging"]))
+    for table in _acceleration_tables(about["acceleration"]):
+        console.print()
+        console.print(table)
+    console.print(
+        "Times on this machine, the levels taking turns. A change says little about quality where weights are random; the "
+        "generator's always are.",
+        style="dim",
+        highlight=False,
+    )
     for note in clip["notes"]:
         console.print(f"note: {note}", style="yellow", highlight=False)
     console.print()

@@ -17,6 +17,7 @@ __all__ = ["COLUMNS", "NUMBERS", "Report", "Row"]
 
 COLUMNS = ("sites", "n", "role", "kernel", "GFLOP", "MB", "note")
 NUMBERS = (1, 4, 5, 6)  # columns aligned to the right
+_RUNS = 4  # of numbers that one cell names
 
 
 @dataclass(frozen=True)
@@ -174,13 +175,17 @@ def _alike(row: Row) -> tuple[Any, ...]:
 
 def _paths(paths: list[str]) -> str:
     """One path for all: numbers that differ become ranges."""
-    if len(paths) == 1:
-        return paths[0]
-    parts = [re.split(r"(\d+)", path) for path in paths]
-    merged = []
-    for column in zip(*parts, strict=True):
-        merged.append(column[0] if len(set(column)) == 1 else f"{column[0]}-{column[-1]}")
-    return "".join(merged)
+    parts = [re.split(r"(\d+)", path) for path in paths]  # every second part is a number
+    columns = enumerate(zip(*parts, strict=True))
+    return "".join(_ranges({int(n) for n in column}) if i % 2 else column[0] for i, column in columns)
+
+
+def _ranges(numbers: set[int]) -> str:
+    """As in "0-3,7"; from the first to the last, with two dots, where there are many gaps."""
+    starts, ends = (sorted(n for n in numbers if n + step not in numbers) for step in (-1, 1))
+    if len(starts) > _RUNS:
+        return f"{starts[0]}..{ends[-1]}"
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))
 
 
 def _pair(pairs: list[tuple[float, float] | None], unit: float) -> str:

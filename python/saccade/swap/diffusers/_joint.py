@@ -54,7 +54,7 @@ class JointProcessor(Processor):
             if rotary is not None:
                 q, k = (self.turned(x, *rotary, before, after) for x in (q, k))
             return q, k
-        positions = F.pad(rotary[0].t(), (before, after))  # nothing turns at position 0
+        positions = F.pad(rotary[0].t(), (before, after)).to(q.device)  # nothing turns at position 0
         q, k = q.transpose(1, 2), k.transpose(1, 2)
         if not spec.learned and _readable(norms[0], q) and _readable(norms[1], k) and norms[0].eps == norms[1].eps:
             weights = (norms[0].weight, norms[1].weight)

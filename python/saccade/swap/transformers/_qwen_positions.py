@@ -34,7 +34,7 @@ def params_reason(params: Mapping[str, Any], family: str) -> str | None:
 
 def other_spec(own: RopeSpec, positions: str, base: float) -> RopeSpec:
     """The frequencies that go with the positions."""
-    return {"hope": hope, "videorope": videorope}[positions](own.head_dim, base)
+    return hope(own.head_dim, base) if positions == "hope" else videorope(own.head_dim, base)
 
 
 class RopeIndex:

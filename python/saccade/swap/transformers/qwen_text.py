@@ -11,8 +11,8 @@ from torch import nn
 from saccade.swap.edit import Attribute, Edit, method
 from saccade.swap.site import Adapter, Choice, Extra, Site
 from saccade.swap.tokens import Tokens
-from saccade.swap.transformers import qwen_rotary as rotary
 from saccade.swap.transformers import _qwen_sources as sources
+from saccade.swap.transformers import qwen_rotary as rotary
 from saccade.swap.transformers._qwen_positions import RopeIndex, other_spec, params_reason
 
 __all__ = ["ADAPTERS", "QwenText"]
@@ -78,7 +78,8 @@ class QwenText(Adapter):
         choice.reason = params_reason(params, self.family)
         if choice.reason is not None:
             return []
-        spec, edits = self._spec(root), []
+        spec = self._spec(root)
+        edits: list[Edit] = []
         positions = params.get("positions", "mrope")
         choice.change = "q and k turned in one pass, no tables"
         if positions != "mrope":

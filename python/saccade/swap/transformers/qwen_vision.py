@@ -9,8 +9,8 @@ from saccade.swap.attend import Context
 from saccade.swap.edit import Attribute, Edit, PreHook, method
 from saccade.swap.site import Adapter, Choice, Extra, Site
 from saccade.swap.tokens import Tokens
-from saccade.swap.transformers import qwen_rotary as rotary
 from saccade.swap.transformers import _qwen_sources as sources
+from saccade.swap.transformers import qwen_rotary as rotary
 from saccade.swap.transformers._qwen_packed import Offsets, Packed, PackedSite, packed_forward, packing
 
 __all__ = ["ADAPTERS", "QwenVision"]
