@@ -96,16 +96,17 @@ def forward_tile(q: torch.Tensor, q_block: int, bias: bool, order: bool) -> Tile
     if bias or (order and architecture(q) < 90):  # more addresses in registers
         masked = 16 if order and width(q) > 64 else 32
         tile = tile._replace(columns=min(tile.columns, 32), masked=min(tile.masked_columns, masked))
-        tile = tile._replace(stages=1) if width(q) == 256 and architecture(q) == 80 else tile
+        if width(q) == 256:
+            tile = tile._replace(columns=16) if architecture(q) == 90 else tile._replace(stages=1) if architecture(q) == 80 else tile
     return tile if tile.rows <= q_block else tile._replace(rows=q_block, warps=tile.warps * q_block // tile.rows)
 
 
 # The same; `columns` are the keys that a program of dk and dv holds, `rows` the queries that it takes at once, `masked` of them where
 # there is a mask.
 DK_DV: dict[int, dict[int, Tile]] = {
-    80: {32: Tile(64, 64, 4, 2), 64: Tile(32, 64, 4, 2), 128: Tile(32, 64, 8, 2), 256: Tile(16, 64, 8, 1)},
+    80: {32: Tile(64, 64, 4, 2), 64: Tile(32, 64, 8, 2), 128: Tile(32, 64, 8, 2), 256: Tile(16, 64, 8, 1)},
     89: {32: Tile(64, 64, 4, 2), 64: Tile(32, 64, 4, 2), 128: Tile(32, 64, 8, 2), 256: Tile(16, 64, 8, 1)},
-    90: {32: Tile(64, 64, 4, 2), 64: Tile(64, 64, 4, 2), 128: Tile(32, 64, 8, 2), 256: Tile(16, 64, 8, 1)},
+    90: {32: Tile(64, 64, 4, 2), 64: Tile(64, 64, 4, 2), 128: Tile(32, 64, 8, 2, 16), 256: Tile(16, 64, 8, 1)},
 }
 DQ: dict[int, dict[int, Tile]] = {
     80: {32: Tile(64, 64, 4, 2), 64: Tile(64, 64, 4, 2, 32), 128: Tile(64, 32, 4, 2, 16), 256: Tile(64, 16, 8, 1)},

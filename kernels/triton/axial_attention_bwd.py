@@ -30,10 +30,11 @@ TERM_ROWS = 32  # terms that the last kernel sums at once
 BLOCKS = {
     32: Block(32, 64, 4), 64: Block(32, 64, 4), 128: Block(32, 64, 8), 256: Block(16, 64, 8, 1, 255),
 }  # fmt: skip
-EARLIER = Block(16, 32, 8, 1)  # in place of the last before sm_90
+# In place of those before sm_90, where registers are what they lack; of 128 those of heads that are padded to it.
+EARLIER = {64: Block(16, 64, 4), 128: Block(16, 64, 8), 256: Block(16, 32, 8, 1)}
 FP32_BLOCKS = {**{n: Block(16, 32, 8) for n in (32, 64, 128)}, 256: Block(16, 16, 8)}
 DQ_BLOCKS = {
-    32: Block(64, 64, 4), 64: Block(64, 64, 4), 128: Block(64, 32, 4), 256: Block(64, 16, 8, 1, 255),
+    32: Block(64, 64, 4), 64: Block(64, 64, 4), 128: Block(64, 32, 8), 256: Block(64, 16, 8, 1, 255),
 }  # fmt: skip
 FP32_DQ_BLOCKS = {n: Block(32, 16, 4, 2, 255) for n in (32, 64, 128, 256)}
 
@@ -361,8 +362,8 @@ def axial_attention_bwd(
             )  # fmt: skip
         else:
             block = _block(q, BLOCKS, FP32_BLOCKS)
-            if block == BLOCKS[256] and architecture(q) < 90:
-                block = EARLIER
+            if q.element_size() == 2 and architecture(q) < 90 and head_dim != 128:
+                block = EARLIER.get(launch.power_of_two(head_dim), block)
             tiles = axial_tile.row_count(shape, 0, block.keys)
             axial_dk_dv_kernel[(batch * heads * groups * tiles,)](
                 q, k, v, dout, dk, dv, *tables, *terms[1:], tiles=tiles, groups=groups, **common,

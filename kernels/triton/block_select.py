@@ -15,7 +15,7 @@ from saccade._triton import attention_launch, launch
 
 TOP, SHARE, THRESHOLD = range(3)
 BY_SHARE, BY_THRESHOLD = tl.constexpr(SHARE), tl.constexpr(THRESHOLD)
-MOST = 8192  # key blocks of a program
+MOST = 4096  # key blocks of a program
 
 SIZES = ["heads", "group", "q_blocks", "k_blocks", "width", "keep", "p", "scale", "class_stride_b", "class_stride_h"]
 

@@ -148,7 +148,7 @@ def _planning(found: list[Launch], architecture: int) -> None:
         positions = torch.zeros(1, 1, 128, dtype=torch.int32) if order else None
         with recording(found, f"sm{architecture}/{label}"):
             block_pool.block_pool(x, positions, 64)
-    for blocks in (64, 600, 2000, 8192):
+    for blocks in (64, 600, 2000, 4096):
         for name, mode, classes in (
             ("top", 0, False),
             ("top-classes", 0, True),

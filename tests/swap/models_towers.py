@@ -57,7 +57,9 @@ def videomae_pretraining() -> nn.Module:
     from transformers import VideoMAEConfig, VideoMAEForPreTraining
 
     sizes: dict[str, Any] = {**_VISION, "image_size": 32, "num_frames": 4, "tubelet_size": 2}
-    decoder = dict(decoder_num_attention_heads=2, decoder_hidden_size=32, decoder_num_hidden_layers=2, decoder_intermediate_size=48)  # fmt: skip
+    decoder: dict[str, Any] = dict(
+        decoder_num_attention_heads=2, decoder_hidden_size=32, decoder_num_hidden_layers=2, decoder_intermediate_size=48
+    )
     return seeded(lambda: VideoMAEForPreTraining(VideoMAEConfig(**{**sizes, **decoder})))
 
 
@@ -103,9 +105,8 @@ def clip_pair() -> nn.Module:
 
 
 # ---- captioners ------------------------------------------------------------------------------------------------------------
-def _ids(*parts: list[int]) -> dict[str, torch.Tensor]:
-    row = [1, 2, *sum(parts, []), 5, 6, 7]
-    ids = torch.tensor([row])
+def _ids(visual: list[int]) -> dict[str, torch.Tensor]:
+    ids = torch.tensor([[1, 2, *visual, 5, 6, 7]])
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
@@ -163,7 +164,9 @@ def internvl() -> tuple[nn.Module, dict[str, torch.Tensor]]:
 
 
 # ---- the contract ----------------------------------------------------------------------------------------------------------
-def check_exact(model: nn.Module, given: dict[str, Any], recipe: Any = "lossless", *, double: Any = None, expect: int = 1) -> Any:  # fmt: skip
+def check_exact(
+    model: nn.Module, given: dict[str, Any], recipe: Any = "lossless", *, double: Any = None, expect: int = 1
+) -> Any:
     """Outputs within twice, gradients within three times stock's own error against float64; and `expect` sites were swapped.
 
     Parameters of one kind (the same name in every layer) share a budget: the gradient of a bias of keys is zero, and its error is

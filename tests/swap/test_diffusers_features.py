@@ -302,3 +302,35 @@ def test_a_foreign_forward_stays(model):
     reasons = {row.path: row.reason for row in report.skipped}
     assert reasons["blocks.1.attn1"] == "its forward was replaced by someone else"
     assert len(report.swapped) == 2 and "rope" in reasons  # the tables must stay where one reader is unknown
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        ({"ring_degree": 2}, "a ring shows each rank a part of the keys"),
+        ({"ulysses_degree": 2, "ulysses_anything": True}, "unequal shares"),
+        ({"ulysses_degree": 4}, "2 heads cannot be shared by 4 ranks"),
+    ],
+)
+def test_what_ranks_cannot_share_goes_to_stock(model, config, why):
+    """With its parallel configuration, so that stock's own exchange takes place; what is shared: test_context_parallel."""
+    parallel = diffusers.ParallelConfig(context_parallel_config=diffusers.ContextParallelConfig(**config))
+    report = saccade.accelerate(model, TILES)
+    processor, seen = model.blocks[0].attn1.processor, []
+    processor._parallel_config = parallel
+    assert processor.stock._parallel_config is parallel
+    processor._dispatch = lambda q, k, v, **options: seen.append(options["parallel_config"]) or q
+    q = torch.zeros(1, 8, 2, 48)
+    with pytest.warns(UserWarning, match=why):
+        processor.attention(q, q, q)
+    assert seen == [parallel] and len(report.notes) == 1
+
+
+def test_ranks_that_cannot_share_can_be_an_error(model):
+    rules = [{**TILES["rules"][1], "on_unsupported": "error"}]
+    saccade.accelerate(model, {"rules": rules})
+    processor, q = model.blocks[0].attn1.processor, torch.zeros(1, 8, 2, 48)
+    config = diffusers.ContextParallelConfig(ring_degree=2)
+    processor._parallel_config = diffusers.ParallelConfig(context_parallel_config=config)
+    with pytest.raises(ValueError, match="a ring"):
+        processor.attention(q, q, q)

@@ -26,8 +26,11 @@ def coordinates(given):
     return (grid * scale + 3.0).T.expand(2, -1, -1).contiguous()
 
 
-def test_lossless(model):
-    report = models.check_lossless(model, ltx.ltx_inputs(), double=ltx.ltx_double(model), expect=4)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_lossless(model, dtype):
+    model = copy.deepcopy(model).to(dtype)
+    given = {name: x.to(dtype) if "states" in name else x for name, x in ltx.ltx_inputs().items()}
+    report = models.check_lossless(model, given, double=ltx.ltx_double(model), expect=4)
     assert {row.path for row in report.swapped} == {"rope", *(f"transformer_blocks.{i}.attn1" for i in range(3))}
 
 

@@ -1,9 +1,8 @@
-"""Token merging in timm's ViTs: equal to an oracle in float64, exact restoration, and refusal of code that is not known."""
+"""`merge_tokens` in timm's ViTs: equal to an oracle in float64, exact restoration, and refusal of code that is not known."""
 
 from __future__ import annotations
 
 import copy
-import math
 import types
 
 import pytest
@@ -12,90 +11,20 @@ from torch import nn
 
 timm = pytest.importorskip("timm", minversion="1.0.29")
 
-from merge.tome_oracle import Oracle  # noqa: E402
 from timm.models.vision_transformer import Block, VisionTransformer  # noqa: E402
 
-import saccade  # noqa: E402
 from saccade import merge  # noqa: E402
 from saccade.merge import MergeSchedule  # noqa: E402
 from saccade.swap import SwapRefused, timm_forwards  # noqa: E402
-from saccade.swap import timm as swap  # noqa: E402
 from saccade.swap.timm import merge_tokens, restore  # noqa: E402
-from swap import models  # noqa: E402
 from swap.models_timm import images  # noqa: E402
 from swap.models_timm import timm_vit as make  # noqa: E402
+from swap.timm_oracle import VARIANTS, attributes, expected, oracle_logits  # noqa: E402
 
 
 @pytest.fixture
 def model():
     return make()
-
-
-# ---- oracle ----------------------------------------------------------------------------------------------------------------
-def attend(attn, x, size):
-    """One sample [N, D] with eager softmax in float64, and its keys, mean over heads."""
-    n, _ = x.shape
-    qkv = attn.qkv(x).view(n, 3, attn.num_heads, attn.head_dim)
-    q, k, v = (attn.q_norm(qkv[:, 0]), attn.k_norm(qkv[:, 1]), qkv[:, 2])
-    out = []
-    for h in range(attn.num_heads):
-        scores = q[:, h] @ k[:, h].T / math.sqrt(attn.head_dim) + size.log()[None]
-        out.append(scores.softmax(-1) @ v[:, h])
-    y = attn.norm(torch.cat(out, -1))
-    y = y if attn.gate is None else y * attn.gate(x).sigmoid()
-    return attn.proj(y), k.mean(1)
-
-
-def expected(model, image, r, proportional=True):
-    """Features [M, D] before the last norm, and sizes [M], of one image, merged as ToMe's paper says."""
-    x = model.norm_pre(model._pos_embed(model.patch_embed(image[None])))[0]
-    prefix = model.num_prefix_tokens
-    size = torch.ones(x.shape[0], dtype=torch.float64)
-    for block, amount in zip(model.blocks, r, strict=True):
-        a, keys = attend(block.attn, block.norm1(x), size if proportional else torch.ones_like(size))
-        x = x + block.ls1(a)
-        n = x.shape[0]
-        amount = min(amount, (n - prefix) // 2)
-        if amount:
-            plan = Oracle(keys, amount, range(0, n, 2), range(1, n, 2), set(range(prefix)))
-            order = sorted(range(len(plan.heads)), key=lambda i: plan.heads[i])  # as the tokens lay
-            x, size = (t[order] for t in plan.merge(x, size))
-        x = x + block.ls2(block.mlp(block.norm2(x)))
-    return x, size
-
-
-def oracle_logits(model, image, r, proportional=True):
-    x, size = expected(model, image, r, proportional)
-    x = model.norm(x)
-    pool, patches = model.global_pool, slice(model.num_prefix_tokens, None)
-    if hasattr(model, "head_dist"):
-        return (model.head(x[0]) + model.head_dist(x[1])) / 2
-    if pool == "token":
-        x = x[0]
-    elif pool == "map":  # as if each row stood there as often as it has tokens
-        rows = x[patches].repeat_interleave(size[patches].long(), 0)
-        x = model.attn_pool(rows[None])[0] if proportional else model.attn_pool(x[None, patches])[0]
-    elif pool in ("avg", "avgmax"):
-        mean = (x[patches] * size[patches, None]).sum(0) / size[patches].sum()
-        x = mean if pool == "avg" else (mean + x[patches].amax(0)) / 2
-    return model.head(model.fc_norm(x))
-
-
-VARIANTS = {
-    "plain": {},
-    "qk_norm": {"qk_norm": True},
-    "layer_scale": {"init_values": 0.3},
-    "registers": {"reg_tokens": 4},
-    "no_embed_class": {"no_embed_class": True, "reg_tokens": 1},
-    "average": {"global_pool": "avg"},
-    "average_no_class": {"global_pool": "avg", "class_token": False},
-    "average_norm_first": {"global_pool": "avg", "fc_norm": False, "class_token": False},
-    "average_and_max": {"global_pool": "avgmax"},
-    "map": {"global_pool": "map", "class_token": False},
-    "pre_norm": {"pre_norm": True},
-    "scale_norm": {"scale_attn_norm": True, "scale_mlp_norm": True},
-    "distilled": {"name": "deit_tiny_distilled_patch16_224"},
-}
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=VARIANTS.keys())
@@ -279,10 +208,6 @@ def test_the_benchmark_measures_and_judges(monkeypatch):
 
 
 # ---- in and out ------------------------------------------------------------------------------------------------------------
-def attributes(model):
-    return [(name, id(m), [(k, id(v)) for k, v in vars(m).items()]) for name, m in model.named_modules()]
-
-
 def test_restored_exactly_and_again(model):
     before, keys, classes = attributes(model), list(model.state_dict()), [type(m) for m in model.modules()]
     source = (Block.forward, VisionTransformer.forward_features, VisionTransformer.pool)
@@ -391,186 +316,3 @@ def test_bad_input(model, r, options, error, message):
     with pytest.raises(error, match=message):
         merge_tokens(model, r, **options)
     assert attributes(model) == before
-
-
-# ---- by a recipe -----------------------------------------------------------------------------------------------------------
-def rule(**params):
-    return {"rules": [{"kernel": "merge", "family": "timm", "params": params}]}
-
-
-@pytest.mark.parametrize("params", [{"r": 3}, {"r": 0.2, "proportional": False}, {"r": [4, 0, 2]}], ids=str)
-def test_a_recipe_does_what_merge_tokens_does(model, params):
-    x = images()
-    with torch.no_grad():
-        with merge_tokens(model, params["r"], proportional=params.get("proportional", True)):
-            want = model(x)
-        with saccade.accelerated(model, rule(**params)) as report:
-            assert torch.equal(model(x), want)
-    assert [row.path for row in report.swapped] == ["blocks"] and not report.skipped
-
-
-@pytest.mark.parametrize("variant", ["plain", "map", "average_no_class", "distilled"])
-def test_keep_leaves_that_share_and_is_the_oracles(variant):
-    model, x = make(**VARIANTS[variant]).double(), images(dtype=torch.float64)
-    prefix = model.num_prefix_tokens
-    for keep, amounts in ((0.5, (3, 3, 3, 3)), (0.7, (2, 2, 2, 2)), (0.43, (4, 4, 3, 3)), (1, (0, 0, 0, 0))):
-        with torch.no_grad(), saccade.accelerated(model, rule(keep=keep)):
-            assert model.forward_features(x).shape[1] == prefix + 25 - sum(amounts)
-            got = model(x)
-            torch.testing.assert_close(got[1], oracle_logits(model, x[1], amounts), rtol=1e-10, atol=1e-10)
-
-
-def test_keep_follows_the_image():
-    model = make(dynamic_img_size=True)
-    with torch.no_grad(), saccade.accelerated(model, rule(keep=0.5)):
-        for edge, patches in ((80, 25), (160, 100)):
-            assert model.forward_features(images(edge=edge)).shape[1] == 1 + patches - round(patches * 0.5)
-
-
-def test_the_report_says_what_becomes_of_the_tokens(model):
-    report = saccade.plan(model, rule(keep=0.5))
-    row = next(row for row in report.rows if row.kind == "merge")
-    expected = MergeSchedule.constant(3, 4, protected=1).flops_ratio(26, width=48, mlp_ratio=4)
-    assert row.change == f"26 tokens become 14, 3 fewer after each attention; {expected:.2f} of the blocks' FLOPs"
-    assert not report.applied and "forward" not in vars(model)
-
-
-@pytest.mark.parametrize("options", [{}, {"global_pool": "map", "class_token": False}, {"attn_layer": "diff"}], ids=str)
-def test_every_attention_is_reported(options):
-    model = make(**options)
-    found = {
-        name
-        for name, m in model.named_modules()
-        if type(m).__name__ in ("Attention", "DiffAttention", "AttentionPoolLatent")
-    }
-    report = saccade.plan(nn.ModuleDict({"tower": model}), "balanced")
-    assert {row.path for row in report.rows if row.kind == "attention"} == {f"tower.{name}" for name in found}
-    assert len(found) == 4 + ("global_pool" in options)
-    assert all(
-        row.family == "timm" and row.kernel == "stock" and row.reason for row in report.rows if row.kind == "attention"
-    )
-
-
-@pytest.mark.parametrize("recipe", ["balanced", "timm-aggressive", rule(r=4, proportional=False)], ids=str)
-def test_restore(recipe):
-    models.check_restore(make(), {"x": images()}, recipe)
-
-
-def test_lossless_is_stock(model):
-    x = images()
-    with torch.no_grad():
-        stock = model(x)
-        with saccade.accelerated(model, "lossless") as report:
-            assert not report.swapped and not report.skipped and torch.equal(model(x), stock)
-        with saccade.accelerated(model, "balanced", strict=True):
-            assert not torch.equal(model(x), stock)
-
-
-def test_one_api_takes_back_what_the_other_did(model):
-    before = attributes(model)
-    merge_tokens(model, 3)
-    report = saccade.accelerate(model, rule(r=5))  # in place of the first
-    with torch.no_grad():
-        assert model.forward_features(images()).shape[1] == 6
-    with pytest.raises(SwapRefused, match="merges tokens already"):
-        merge_tokens(model, 3)
-    assert report.applied
-    restore(model)
-    assert not report.applied and attributes(model) == before
-    merge_tokens(model, 3)
-    saccade.restore(model)
-    assert attributes(model) == before
-
-
-def test_changed_source(model, monkeypatch):
-    monkeypatch.setitem(swap._TESTED, "block", {"another"})
-    report = saccade.accelerate(model, "balanced")
-    assert (
-        not report.swapped
-        and not report.applied
-        and "blocks.0 (Block): Block.forward has an untested" in report.skipped[0].reason
-    )
-    with pytest.raises(SwapRefused, match="untested source"):
-        saccade.accelerate(model, "balanced", strict=True)
-
-
-def test_an_accelerated_copy_has_its_own(model):
-    x = images()
-    with torch.no_grad():
-        stock = model(x)
-        saccade.accelerate(model, rule(r=4))
-        merged, other = model(x), copy.deepcopy(model)
-        saccade.restore(model)
-        assert torch.equal(model(x), stock) and torch.equal(other(x), merged)
-        saccade.restore(other)
-        assert torch.equal(other(x), stock)
-
-
-def test_a_compiled_block_and_tower(model):
-    x = images()
-    tokens = torch.randn(2, 26, 48)
-    with torch.no_grad(), saccade.accelerated(model, rule(keep=0.5)):
-        torch._dynamo.reset()
-        block = torch.compile(model.blocks[1], fullgraph=True, backend="aot_eager")
-        torch.testing.assert_close(block(tokens), model.blocks[1](tokens), rtol=1e-5, atol=1e-5)
-        features = torch.compile(model.forward_features, fullgraph=True, backend="aot_eager")
-        torch.testing.assert_close(features(x), model.forward_features(x), rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("first", ["lora", "swap"])
-def test_lora(first):
-    peft = pytest.importorskip("peft")
-    config = peft.LoraConfig(r=2, target_modules=["qkv", "fc1", "proj"], init_lora_weights=False)
-    model, x = make(), images()
-    torch.manual_seed(3)
-    plain = peft.get_peft_model(copy.deepcopy(model), config)
-    with torch.no_grad(), saccade.accelerated(plain, rule(r=3)):
-        want = plain(x)
-    torch.manual_seed(3)
-    if first == "swap":
-        saccade.accelerate(model, rule(r=3))
-    wrapped = peft.get_peft_model(model, config)
-    if first == "lora":
-        saccade.accelerate(wrapped, rule(r=3))
-    out = wrapped(x)
-    assert torch.equal(out, want)
-    out.sum().backward()
-    grads = {name: p.grad for name, p in wrapped.named_parameters() if p.requires_grad and "blocks.0" in name}
-    assert grads and all(grad is not None and grad.isfinite().all() for grad in grads.values())
-    saccade.restore(wrapped)
-    assert "forward" not in vars(model.blocks[0])
-
-
-@pytest.mark.parametrize(
-    ("params", "error", "message"),
-    [
-        ({}, ValueError, "params: merge takes one of keep and r, got neither"),
-        ({"keep": 0.5, "r": 3}, ValueError, "params: merge takes one of keep and r, got keep, r"),
-        ({"keep": 0}, ValueError, "params.keep: expected a share, .* got 0"),
-        ({"keep": 1.5}, ValueError, "params.keep: expected a share, above 0 and at most 1, .* got 1.5"),
-        ({"keep": "half"}, TypeError, "params.keep: expected a share, .* got 'half'"),
-        ({"keep": 7}, ValueError, "params.keep: expected a share of the tokens, 0 < keep <= 1, got 7"),
-        ({"r": -1}, ValueError, "params.r: amounts.0.: .* at least 0, got -1"),
-        ({"r": [1] * 5}, ValueError, "params.r: amounts: 5 entries for 4 layers"),
-        ({"r": 3, "proportional": 1}, TypeError, "params.proportional: expected True or False, got 1"),
-    ],
-)
-def test_bad_parameters(model, params, error, message):
-    before = attributes(model)
-    with pytest.raises(error, match=message):
-        saccade.accelerate(model, rule(**params))
-    assert attributes(model) == before
-
-
-def test_a_recipe_that_fails_leaves_the_one_before(model):
-    report = saccade.accelerate(model, rule(r=3))
-    for bad in ("no such preset", rule(), rule(r=[1] * 5)):
-        with pytest.raises(ValueError, match="preset|params"):
-            saccade.accelerate(model, bad)
-        with torch.no_grad():
-            assert report.applied and model.forward_features(images()).shape[1] == 14
-    with pytest.raises(SwapRefused, match="no rule fits"):
-        saccade.accelerate(model, "lossless", strict=True)
-    planned = saccade.plan(model, "lossless")
-    with torch.no_grad():
-        assert not planned.applied and report.applied and model.forward_features(images()).shape[1] == 14

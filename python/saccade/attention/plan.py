@@ -22,7 +22,7 @@ __all__ = ["from_scores", "threshold", "top_k", "top_p"]
 
 Tensor = torch.Tensor
 Block = int | tuple[int, int]
-MOST_BLOCKS = {"cuda": 16384, "triton": 8192}
+MOST_BLOCKS = {"cuda": 16384, "triton": 4096}
 
 
 class Frame(NamedTuple):

@@ -159,7 +159,8 @@ def _groups(variant: Variant, prompt: _Prompt, inputs: Inputs) -> Tensor:
         if isinstance(context, VisualMerging):
             plan = plan_visual(prompt.embeds, visual[None], context.rule.params["keep"])
             row = place if plan is None else plan.inverse[0]
-    return row[visual].unique(return_inverse=True)[1].view(grid)
+    groups: Tensor = row[visual].unique(return_inverse=True)[1]
+    return groups.view(grid)
 
 
 def _captioner(found: Study, model: Any, inputs: Inputs, advance: Callable[[], None]) -> None:

@@ -35,7 +35,8 @@ def _colours(clip: Clip, grid: tuple[int, int, int]) -> torch.Tensor:
     """fp32 [T, h, w, 3]: the mean colour of each visual token, over the frames of its step."""
     pixels = torch.from_numpy(clip.frames).permute(0, 3, 1, 2).float() / 255
     cells = torch.nn.functional.adaptive_avg_pool2d(pixels, grid[1:])
-    return cells.unflatten(0, (grid[0], -1)).mean(1).permute(0, 2, 3, 1)
+    colours: torch.Tensor = cells.unflatten(0, (grid[0], -1)).mean(1).permute(0, 2, 3, 1)
+    return colours
 
 
 def _mean_of_groups(colours: torch.Tensor, groups: torch.Tensor) -> NDArray[np.float32]:
@@ -56,7 +57,7 @@ def _sizes(columns: int, ratio: float, most: float, tallest: float) -> tuple[flo
     return wide, max(wide * ratio, 0.2)
 
 
-def _merged(page: _Page, top: float, study: Study, clip: Clip, size: tuple[float, float]) -> None:
+def _merged(page: _Page, top: float, study: Study, clip: Clip, size: tuple[float, float], pitch: float) -> None:
     """Panel 1: a row for each level but lossless, which merges nothing; a column for each step of the clip."""
     count, h, w = study.visual
     colours = _colours(clip, study.visual)
@@ -64,7 +65,7 @@ def _merged(page: _Page, top: float, study: Study, clip: Clip, size: tuple[float
     lines = {line.level: line for line in study.captioner}
     text = lines["stock"].kept - count * h * w
     for n, level in enumerate(("stock", "balanced", "aggressive")):
-        groups, y = study.groups[level], top + n * (size[1] + _GAP)
+        groups, y = study.groups[level], top + n * pitch
         label, fill = groups.numpy(), _mean_of_groups(colours, groups)
         line, own = lines[level], int(groups.max()) + 1
         about = f"{own} visual tokens\n+ {text:.0f} of text" if n == 0 else f"{own} visual tokens"
@@ -78,7 +79,7 @@ def _merged(page: _Page, top: float, study: Study, clip: Clip, size: tuple[float
             _fences(axes, label[k], fill[k], group)
 
 
-def _attended(page: _Page, top: float, study: Study, clip: Clip, size: tuple[float, float]) -> None:
+def _attended(page: _Page, top: float, study: Study, clip: Clip, size: tuple[float, float], pitch: float) -> None:
     """Panel 2: a row for each level, a column for each frame of the latents."""
     from matplotlib.collections import LineCollection
     from matplotlib.patches import Rectangle
@@ -87,7 +88,7 @@ def _attended(page: _Page, top: float, study: Study, clip: Clip, size: tuple[flo
     frames = resize(clip.frames, (8 * h, 8 * w))[list(study.sample.frames)].permute(0, 2, 3, 1).numpy() / 255
     at, row, column = study.query
     for n, line in enumerate(study.generator[1:]):
-        seen, y = study.seen[line.level].numpy(), top + n * (size[1] + _GAP)
+        seen, y = study.seen[line.level].numpy(), top + n * pitch
         share = f"{_percent(line.kept)} of the blocks\n{_percent(float(seen.mean()))} seen by the query"
         _label(page, y, line, share)
         for k in range(count):
@@ -146,29 +147,24 @@ def _bars(axes: Any, lines: list[Line], title: str) -> None:
         axes.spines[side].set_visible(False)
 
 
-def _times(row: tuple[float, ...]) -> str:
-    return ", ".join(f"{time:.1f} s" for time in row)
-
-
 def draw(path: Path, study: Study, clip: Clip) -> Path:
     """Draw the page of a clip to `path` (PNG)."""
     (t, h, w), (frames, rows, columns) = study.visual, study.sample.grid
     visual = _sizes(t, h / w, 2.75, 2.4)
     latent = _sizes(frames, rows / columns, 1.4, 1.9)
-    tall = max(visual[1], 1.55), max(latent[1], 0.95)  # room for the names
+    pitch = max(visual[1], 1.45) + _GAP, max(latent[1], 0.85) + _GAP  # room for the names
     first = 1.66
-    second = first + 1.0 + 3 * (tall[0] + _GAP) + 0.35
-    third = second + 1.0 + 3 * (tall[1] + _GAP) + 0.35
+    second = first + 1.0 + 3 * pitch[0] + 0.35
+    third = second + 1.0 + 3 * pitch[1] + 0.35
     page = _Page(third + 5.0)
     page.text(_LEFT, 0.3, "Where two video models save work, and what it costs", 23, fontweight="bold")
     page.text(
         _LEFT,
         0.8,
-        f"{_name(clip.path)}, seen by a captioner (Qwen2.5-VL, {t} step{'s' * (t > 1)} of {h} x {w} visual tokens) and by a generator "
-        f"(Wan, {frames} frames of {rows} x {columns} tokens, in the middle of denoising).\n"
-        "saccade.accelerate(model, level): lossless has other kernels and the same result, balanced and aggressive leave work out. "
-        "Random weights (the generator's always are)\nshow what is left out and how long it takes, not how good a caption or a video "
-        "would still be.",
+        f"{_name(clip.path)}, seen by a captioner (Qwen2.5-VL, {t} x {h} x {w} visual tokens) and by a generator (Wan, {frames} x {rows} x "
+        f"{columns} tokens).\nsaccade.accelerate(model, level): lossless has other kernels and the same result, balanced and aggressive "
+        "leave work out.\nRandom weights (the generator's always are) show what is left out and how long it takes, not how good a caption "
+        "or a video would still be.",
         11.2,
         colour=SOFT,
     )
@@ -176,24 +172,24 @@ def draw(path: Path, study: Study, clip: Clip) -> Path:
         first,
         "1  Captioner: which visual tokens were merged before the language model",
         "A column is a step of the video, two frames. Each group of merged tokens is filled with its mean colour, with thin lines between "
-        "groups, which may reach over several steps.\nIn each row one group is fenced in orange: all that it encloses enters the language model as a "
-        "single token. Text is never merged; lossless is as stock.",
+        "groups, which may reach over several steps.\nIn each row one group is fenced in orange: all that it encloses enters the language "
+        "model as a single token. Text is never merged; lossless is as stock.",
     )
-    _merged(page, first + 1.0, study, clip, (visual[0], visual[1]))
+    _merged(page, first + 1.0, study, clip, visual, pitch[0])
     at, row, column = study.query
     page.heading(
         second,
         "2  Generator: what one token attends to",
-        f"The query is the token in the orange ring, at row {row} and column {column} of frame {at}; coloured and fenced in blue is what it "
-        "attends to in the last layer, behind the dense first steps.\nPale parts are not seen and not computed. balanced also keeps the "
+        f"The query is the token in the orange ring, at row {row} and column {column} of frame {at}; coloured and fenced in blue is what "
+        "it attends to in the last layer, behind the dense first steps.\nPale parts are not seen and not computed. balanced also keeps the "
         "first layer dense, which its share of the blocks counts.",
     )
-    _attended(page, second + 1.0, study, clip, latent)
+    _attended(page, second + 1.0, study, clip, latent, pitch[1])
     page.heading(
         third,
         "3  Time of each part",
-        "Median time of a forward on this machine, the levels taking turns. Matching, merging and unmerging are part of the language model's "
-        "time.\nSmall models on a CPU: the longer the video, the more of the time is attention, and the more is saved.",
+        "Median time of a forward on this machine, the levels taking turns. Matching, merging and unmerging are part of the language "
+        "model's time.\nSmall models on a CPU: the longer the video, the more of the time is attention, and the more is saved.",
     )
     page_top, wide = third + 1.75, (_RIGHT - _LEFT - 1.9) / 2
     _bars(page.axes(_LEFT + 0.95, page_top, wide, 2.5), study.captioner, "Captioner")

@@ -87,7 +87,7 @@ def _levels_table(title: str, lines: list[dict[str, Any]], names: dict[str, str]
     table = Table(title=title, title_justify="left", title_style="bold", padding=(0, 1))
     table.add_column("level")
     words = lines[0]["same"] is not None
-    for name in ("sites", *names.values(), "speed-up", kept, "change", *(["same\ntokens"] if words else [])):
+    for name in (*names.values(), "speed-\nup", kept, "change", *(["same\ntokens"] if words else [])):
         table.add_column(name, justify="right")
     for line in lines:
         times = [duration(line["seconds"][part]) for part in names]
@@ -97,7 +97,7 @@ def _levels_table(title: str, lines: list[dict[str, Any]], names: dict[str, str]
             "" if line is lines[0] else f"{line['change']:.1%}" if line["change"] >= 1e-3 else f"{line['change']:.0e}"
         )
         same = [f"{line['same']:.0%}"] if words else []
-        table.add_row(line["level"], str(line["sites"]), *times, Text(gain, style="bold"), share, change, *same)
+        table.add_row(line["level"], *times, Text(gain, style="bold"), share, change, *same)
     return table
 
 
@@ -105,17 +105,17 @@ def _acceleration_tables(found: dict[str, Any]) -> list[Table]:
     """Captioner and generator; `found` is of `acceleration.Study.to_dict`."""
     t, h, w = found["captioner"]["visual_tokens"]
     frames, rows, columns = found["generator"]["grid"]
-    parts = {"vision tower": "vision\ntower", "language model": "language\nmodel", "whole": "whole"}
+    parts = {"vision tower": "vision\ntower", "language model": "text\nmodel", "whole": "whole"}
     captioner = _levels_table(
-        f"Captioner at three levels ({t} x {h} x {w} visual tokens): tokens that enter the\nlanguage model; change of the "
-        "caption's logits, relative to stock's",
+        f"Captioner at three levels ({t} x {h} x {w} visual tokens): tokens that\nenter the text model; change "
+        "of the caption's logits, relative to stock's",
         found["captioner"]["levels"],
         parts,
         "tokens",
     )
     generator = _levels_table(
-        f"Generator at three levels ({frames} x {rows} x {columns} tokens, denoising step {found['generator']['denoising_step']}): "
-        "blocks of\nattention that are computed; change of the output, relative to stock's",
+        f"Generator at three levels ({frames} x {rows} x {columns} tokens, denoising step {found['generator']['denoising_step']}):\n"
+        "blocks of attention that are computed; change of the output,\nrelative to stock's",
         found["generator"]["levels"],
         {"self-attention": "self-\nattention", "rest": "rest", "whole": "whole"},
         "blocks",

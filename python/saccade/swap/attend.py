@@ -214,6 +214,7 @@ class Attend:
         v: Tensor,
         *,
         key_mask: Tensor | None = None,
+        key_bias: Tensor | None = None,
         scale: float | None = None,
         stock: Callable[[], Tensor] | None = None,
     ) -> Tensor:
@@ -222,6 +223,7 @@ class Attend:
         Args:
             q, k, v: [B, H, S, D], k and v with H or fewer heads; any strides.
             key_mask: bool [B, S], True where a key may be seen.
+            key_bias: fp32 [B, S], added to the scores of each key; in place of a mask.
             scale: of q.k.
             stock: the model's own attention on the same tensors; torch's where None.
         """
@@ -229,15 +231,13 @@ class Attend:
         if slot is not None and slot.rule.kernel != "stock":
             layout = self._layout(slot, q, k, v)
             if layout is not None:
-                bias = (
-                    None
-                    if key_mask is None
-                    else torch.zeros_like(key_mask, dtype=torch.float32).masked_fill(~key_mask, float("-inf"))
-                )
-                return sparse_attention(q, k, v, layout, key_bias=bias, scale=scale)
+                if key_mask is not None:
+                    key_bias = torch.zeros_like(key_mask, dtype=torch.float32).masked_fill(~key_mask, float("-inf"))
+                return sparse_attention(q, k, v, layout, key_bias=key_bias, scale=scale)
         if stock is not None:
             return stock()
-        return sdpa(q, k, v, mask=None if key_mask is None else key_mask[:, None, None], scale=scale)
+        mask = key_mask if key_bias is None else key_bias.to(q.dtype)
+        return sdpa(q, k, v, mask=None if mask is None else mask[:, None, None], scale=scale)
 
     def _layout(self, slot: Slot, q: Tensor, k: Tensor, v: Tensor) -> BlockLayout | None:
         rule, tokens = slot.rule, self.context.tokens

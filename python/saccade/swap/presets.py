@@ -26,7 +26,7 @@ SPARSE = {"conservative": (12, 2, 0.5), "balanced": (8, 1, 0.3), "aggressive": (
 KEPT = {"conservative": 0.7, "balanced": 0.5, "aggressive": 0.3}
 
 
-_STOCK = ("timm", "open_clip")  # torch's attention is the fastest known there, and they rotate nothing
+_STOCK = ("open_clip",)  # nothing exact can be swapped there
 
 
 def _exact(family: str) -> list[Rule]:

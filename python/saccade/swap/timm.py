@@ -1,4 +1,4 @@
-"""timm's Vision Transformers: tokens that are alike become one between attention and MLP (ToMe, arXiv 2210.09461)."""
+"""timm's Vision Transformers: exact attention by Saccade's kernel, and merging between attention and MLP (ToMe, arXiv 2210.09461)."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from saccade.merge.modules import TokenMerger
 from saccade.merge.presets import TowerMerging
 from saccade.merge.schedule import MergeSchedule
 from saccade.swap import timm_forwards as forwards
+from saccade.swap.attend import Context, attends
 from saccade.swap.edit import Attribute, Edit, method
 from saccade.swap.engine import put_in_place, restore
 from saccade.swap.families import looks_like_attention
@@ -43,7 +44,6 @@ _MODEL: dict[str, Callable[..., Any]] = {
     "forward_features": forwards.forward_features,
     "pool": forwards.pool,
 }
-_EXACT = "torch's attention was measured to be the faster one at a ViT's sizes, and timm calls it already"
 
 
 def _unknown(what: str, function: Any) -> str | None:
@@ -83,21 +83,35 @@ def _reason(model: Any) -> str | None:
         reason = _unknown("block", type(one).forward) or _taken(one, "forward")
         if reason is not None:
             return f"blocks.{i} ({type(one).__name__}): {reason}"
-        reason = _unknown("attention", type(one.attn).forward) or _taken(one.attn, "forward")
+        reason = _attention_reason(one.attn)
         if reason is not None:
             return f"blocks.{i}.attn ({type(one.attn).__name__}): {reason}"
     return None
 
 
-def _edits(path: str, model: Any, merging: Merging) -> list[Edit]:
-    """Methods of this model, its blocks and their attention, and what they share."""
-    at = f"{path}." if path else ""
-    edits: list[Edit] = [Attribute(path or "the model", model, forwards.MERGING, merging)]
-    edits += [Attribute(path or "the model", model, name, method(function, model)) for name, function in _MODEL.items()]
+def _attention_reason(attention: nn.Module) -> str | None:
+    return _unknown("attention", type(attention).forward) or _taken(attention, "forward")
+
+
+def _dense_reason(attention: Any) -> str | None:
+    reason = _attention_reason(attention)
+    if reason is None and (attention.head_dim % 8 or attention.head_dim > 256):
+        reason = f"expected a head_dim that is a multiple of 8, up to 256, got {attention.head_dim}"
+    return reason
+
+
+def _merging_edits(path: str, model: Any, merging: Merging) -> list[Edit]:
+    """Methods of this model and its blocks, and what they share; the attention of all blocks is to be replaced too."""
+    at, name = f"{path}." if path else "", path or "the model"
+    edits: list[Edit] = [Attribute(name, model, forwards.MERGING, merging)]
+    edits += [Attribute(name, model, key, method(function, model)) for key, function in _MODEL.items()]
     for i, one in enumerate(model.blocks):
         edits.append(Attribute(f"{at}blocks.{i}", one, "forward", method(forwards.block, one)))
-        edits.append(Attribute(f"{at}blocks.{i}.attn", one.attn, "forward", method(forwards.attention, one.attn)))
     return edits
+
+
+def _attention_edit(path: str, attention: nn.Module) -> Edit:
+    return Attribute(path, attention, "forward", method(forwards.attention, attention))
 
 
 class Timm(Adapter):
@@ -106,10 +120,11 @@ class Timm(Adapter):
     family = "timm"
     roots = ("VisionTransformer",)
     package = "timm"
+    grid = (1, 14, 14)  # 224 x 224 in patches of 16
 
     def tokens(self, grid: tuple[int, int, int] | None, text: int | None) -> Tokens:
-        """The grid that the user gave; none means the model's own."""
-        return Tokens(grid or (0, 0, 0))
+        """Patches alone."""
+        return Tokens(grid or self.grid)
 
     def sites(self, path: str, root: Any, tokens: Tokens) -> list[Site]:
         """The blocks, for merging, and every attention."""
@@ -119,22 +134,43 @@ class Timm(Adapter):
             Site(f"{at}blocks", root.blocks, "merge", "vision", frozenset({"merge"}), depth=depth, reason=_reason(root))
         ]
         for name, module in root.named_modules():
-            if looks_like_attention(module):
-                number = re.match(r"blocks\.(\d+)\.", name)
-                layer = None if number is None else int(number[1])
-                found.append(Site(at + name, module, "attention", "vision", layer=layer, depth=depth, reason=_EXACT))
+            if not looks_like_attention(module):
+                continue
+            number = re.match(r"blocks\.(\d+)\.", name)
+            if number is None:  # of the pooling, whose queries are its own
+                found.append(Site(at + name, module, "attention", "cross", depth=depth))
+                continue
+            width, heads = getattr(module, "head_dim", 0), getattr(module, "num_heads", 0)
+            found.append(
+                Site(
+                    at + name, module, "attention", "vision", frozenset({"stock", "dense"}), int(number[1]), depth,
+                    _dense_reason(module), heads, heads, width, (tokens.length, tokens.length),
+                )
+            )  # fmt: skip
         return found
 
     def edits(self, path: str, root: Any, choices: Sequence[Choice], extra: Extra) -> list[Edit]:
-        """Merging, where it was chosen."""
-        merge = next((choice for choice in choices if choice.site.kind == "merge"), None)
-        if merge is None:
-            return []
-        merging = Merging.of(merge.rules[0].params, len(root.blocks), int(root.num_prefix_tokens))
-        tokens, width = root.patch_embed.num_patches + int(root.num_prefix_tokens), root.embed_dim
-        inner = getattr(getattr(root.blocks[0].mlp, "fc1", None), "out_features", 4 * width)
-        merge.change = merging.change(tokens, width, inner / width)
-        return _edits(path, root, merging)
+        """Merging of the model, and attention."""
+        at, context = f"{path}." if path else "", Context()
+        edits: list[Edit] = []
+        replaced: dict[str, nn.Module] = {}
+        for chosen in choices:
+            site = chosen.site
+            if site.kind == "merge":
+                merging = Merging.of(chosen.rules[0].params, len(root.blocks), int(root.num_prefix_tokens))
+                tokens, width = root.patch_embed.num_patches + int(root.num_prefix_tokens), root.embed_dim
+                inner = getattr(getattr(root.blocks[0].mlp, "fc1", None), "out_features", 4 * width)
+                chosen.change = merging.change(tokens, width, inner / width)
+                edits += _merging_edits(path, root, merging)
+                replaced |= {f"{at}blocks.{i}.attn": one.attn for i, one in enumerate(root.blocks)}
+            else:
+                chosen.change = "forward, on a CPU; on a GPU it is torch's"
+                attend = attends(context, chosen.rules, site.layer or 0)
+                edits.append(Attribute(site.path, site.module, forwards.ATTEND, attend))
+                replaced[site.path] = site.module
+        if context.slots:
+            extra.contexts.append(context)
+        return edits + [_attention_edit(name, module) for name, module in replaced.items()]
 
 
 class Merged:
@@ -211,11 +247,15 @@ def merge_tokens(
     merging = Merging(merger, len(schedule), None, bool(proportional))
     rule = Rule("merge", family="timm", params={"r": list(schedule.amounts), "proportional": merging.proportional})
     chosen = [
-        Choice(site, "timm", (rule,) if site.kind == "merge" else (), site.reason)
-        for site in ADAPTERS[0].sites("", model, Tokens((0, 0, 0)))
+        Choice(site, "timm", (rule,), None)
+        if site.kind == "merge"
+        else Choice(site, "timm", (), "only merging was asked for")
+        for site in ADAPTERS[0].sites("", model, Tokens((1, 1, 1)))
     ]
     report = Report(Recipe((rule,), name="merge_tokens"), tuple(Row.of(one) for one in chosen))
-    put_in_place(model, _edits("", model, merging), report)
+    edits = _merging_edits("", model, merging)
+    edits += [_attention_edit(f"blocks.{i}.attn", one.attn) for i, one in enumerate(tower.blocks)]
+    put_in_place(model, edits, report)
     return Merged(model, schedule, report)
 
 

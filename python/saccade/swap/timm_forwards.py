@@ -1,4 +1,4 @@
-"""What runs in a timm Vision Transformer that merges tokens (ToMe, arXiv 2210.09461).
+"""What runs in a timm Vision Transformer whose attention is Saccade's, or that merges tokens (ToMe, arXiv 2210.09461).
 
 Between attention and MLP, tokens whose keys are alike become one. Everything else of the model stays: q/k norm, gates, layer scale, drop
 path, fused attention, hooks on its modules. Attention itself is timm's own, given log(size) as a bias of each key.
@@ -12,37 +12,58 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
+from saccade.swap.attend import Attend
 from saccade.swap.merging import Merging
 
-__all__ = ["MERGING", "attention", "block", "forward", "forward_features", "pool"]
+__all__ = ["ATTEND", "MERGING", "attention", "block", "forward", "forward_features", "pool"]
 
 Tensor = torch.Tensor
-MERGING = "_saccade_merging"  # the model's attribute
+MERGING = "_saccade_merging"  # an attribute of the model
+ATTEND = "_saccade_attend"  # an attribute of an attention
 Sizes = tuple[Tensor | None, Tensor | None]
 """size [B, N, 1] and log(size) [B, 1, N]; None while every token is one."""
 
 
 def attention(
-    self: Any, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False, *, keys: bool = False
+    self: Any,
+    x: Tensor,
+    attn_mask: Tensor | None = None,
+    is_causal: bool = False,
+    *,
+    keys: bool = False,
+    bias: Tensor | None = None,
 ) -> Any:
-    """timm's attention; with `keys` also the keys [B, H, N, D] that it compared, and `attn_mask` is a bias [B, 1, N] or None."""
-    if not keys:
+    """timm's attention; with `keys` also the keys [B, H, N, D] that it compared, and `bias` [B, 1, N] or None is added to their scores."""
+    attend: Attend | None = vars(self).get(ATTEND)
+    dropout = self.attn_drop.p if self.training else 0.0
+    ours = attend is not None and not dropout
+    if not keys and (not ours or attn_mask is not None or is_causal):
         return type(self).forward(self, x, attn_mask=attn_mask, is_causal=is_causal)
     batch, tokens, _ = x.shape
     gate = self.gate(x).sigmoid() if self.gate is not None else None
     q, k, v = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
     q, k = self.q_norm(q), self.k_norm(k)
-    bias = None if attn_mask is None else attn_mask[:, None].to(q.dtype)
-    if self.fused_attn:
-        dropout = self.attn_drop.p if self.training else 0.0
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
+    if attend is not None and ours:
+        out = attend(
+            q, k, v, key_bias=None if bias is None else bias[:, 0], scale=self.scale,
+            stock=lambda: _stock(self, q, k, v, bias, 0.0),
+        )  # fmt: skip
     else:
-        scores = (q * self.scale) @ k.transpose(-2, -1)
-        scores = scores if bias is None else scores + bias
-        x = self.attn_drop(scores.softmax(dim=-1)) @ v
-    x = self.norm(x.transpose(1, 2).reshape(batch, tokens, self.attn_dim))
-    x = x if gate is None else x * gate
-    return self.proj_drop(self.proj(x)), k
+        out = _stock(self, q, k, v, bias, dropout)
+    out = self.norm(out.transpose(1, 2).reshape(batch, tokens, self.attn_dim))
+    out = out if gate is None else out * gate
+    out = self.proj_drop(self.proj(out))
+    return (out, k) if keys else out
+
+
+def _stock(self: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float) -> Tensor:
+    """What timm does with q, k and v, and a bias [B, 1, N]."""
+    mask = None if bias is None else bias[:, None].to(q.dtype)
+    if self.fused_attn:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+    scores = (q * self.scale) @ k.transpose(-2, -1)
+    scores = scores if mask is None else scores + mask
+    return self.attn_drop(scores.softmax(dim=-1)) @ v  # type: ignore[no-any-return]
 
 
 def block(
@@ -59,7 +80,7 @@ def block(
     if merging is None:
         return type(self).forward(self, x, attn_mask=attn_mask, is_causal=is_causal)
     size, bias = sizes
-    out, k = self.attn(self.norm1(x), attn_mask=bias, keys=True)
+    out, k = self.attn(self.norm1(x), keys=True, bias=bias)
     x = x + self.drop_path1(self.ls1(out))
     if r:
         x, size, bias = merging.merge(x, k, r, size)

@@ -90,7 +90,7 @@ class LTX2Processor(Processor):
 class LTX2PerturbedProcessor(LTX2Processor):
     """The same, where guidance replaces attention by the values in some samples of the batch."""
 
-    def __call__(  # type: ignore[override]
+    def __call__(
         self,
         attn: Any,
         hidden_states: Tensor,
@@ -134,7 +134,7 @@ def _positions(self: Any, coords: Tensor, device: Any = None) -> tuple[Tensor, T
 
 def _tokens_of(root: Any, given: dict[str, Any]) -> Tokens | None:
     """Tokens beyond the grid are keyframes and references: pipelines append them."""
-    sizes = [given.get(name) for name in ("num_frames", "height", "width")]
+    sizes: list[Any] = [given.get(name) for name in ("num_frames", "height", "width")]
     if not all(isinstance(size, int) for size in sizes):
         return None
     edges = (root.config.patch_size_t, root.config.patch_size, root.config.patch_size)

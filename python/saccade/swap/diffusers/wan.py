@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import nn
 
 from saccade.rope import RopeSpec, grid_positions, wan
 from saccade.swap.diffusers._processor import Processor, place, processor_reason, project, rotary_reason
@@ -135,7 +134,7 @@ def _spec(root: Any) -> RopeSpec:
     return wan(root.config.attention_head_dim)
 
 
-def _table_reason(root: nn.Module) -> str | None:
+def _table_reason(root: Any) -> str | None:
     table: Any = root.rope.freqs_cos
     angles = torch.tensor(_spec(root).inv_freq, dtype=torch.float64)
     if table.is_meta:

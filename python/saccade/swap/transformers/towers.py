@@ -199,10 +199,9 @@ class Tower(Adapter):
 
 
 def _heads(module: Any) -> tuple[int, int]:
-    for heads, width in (("num_heads", "head_dim"), ("num_attention_heads", "attention_head_size")):
-        if hasattr(module, heads) and hasattr(module, width):
-            return int(getattr(module, heads)), int(getattr(module, width))
-    return (int(module.num_attention_heads), int(module.head_dim)) if hasattr(module, "num_attention_heads") else (0, 0)
+    """Heads and their width: families name them differently."""
+    heads = module.num_heads if hasattr(module, "num_heads") else module.num_attention_heads
+    return int(heads), int(module.head_dim if hasattr(module, "head_dim") else module.attention_head_size)
 
 
 _SIGLIP = _Mergeable("layers", forwards.pre_norm_layer, (None,), lambda root: int(root.embeddings.num_positions))
