@@ -122,6 +122,6 @@ def block_select(q, k, classes, mode, keep, p, scale):
             q.contiguous(), k.mT.contiguous(), counts if classes is None else classes, counts, indices, p_counts, p_indices,
             heads=heads, group=heads // kv_heads, q_blocks=q_blocks, k_blocks=k_blocks, width=width, keep=keep,
             p=struct.unpack("f", struct.pack("f", p))[0], scale=float(scale), **attention_launch.shared_strides("class", classes),
-            D=head_dim, MODE=mode, HAS_CLASSES=classes is not None, BLOCK=block, num_warps=min(16, max(4, block // 256)),
+            D=head_dim, MODE=mode, HAS_CLASSES=classes is not None, BLOCK=block, num_warps=min(8, max(4, block // 256)),
         )  # fmt: skip
     return counts, indices, p_counts, p_indices

@@ -155,6 +155,12 @@ def _to_tokens(x: Tensor, group: Any, ranks: int) -> Tensor:
     return _exchange(x, group).permute(1, 2, 0, 3, 4).reshape(batch, tokens // ranks, ranks * heads, width)
 
 
+def indices(grid: Sequence[int], device: torch.device) -> Tensor:
+    """Indices [3, T*H*W] of a grid's tokens, made where they are used: nothing waits, and torch.compile sees all of it."""
+    axes = (torch.arange(size, device=device) for size in grid)
+    return torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1)
+
+
 def project(attn: Any, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """q, k and v by the module's own linear layers, fused ones where `fuse_projections` was called."""
     if getattr(attn, "fused_projections", False):

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from saccade.rope import grid_positions, ltx
-from saccade.swap.diffusers._processor import Processor, place, processor_reason, project, rotary_reason
+from saccade.rope import ltx
+from saccade.swap.diffusers._processor import Processor, indices, place, processor_reason, project, rotary_reason
 from saccade.swap.edit import Edit
 from saccade.swap.recipe import ATTENTION
 from saccade.swap.site import Adapter, Choice, Extra, Site
@@ -85,7 +85,7 @@ def _positions(
         shares = [video_coords[:, i].double() / base for i, base in enumerate(bases)]
     else:
         assert num_frames is not None and height is not None and width is not None
-        grid = grid_positions((num_frames, height, width), device=hidden_states.device).double()
+        grid = indices((num_frames, height, width), hidden_states.device).double()
         shares = list(grid[:, None])
         if rope_interpolation_scale is not None:
             patch = (self.patch_size_t, self.patch_size, self.patch_size)

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from saccade.rope import RopeSpec, grid_positions, wan
-from saccade.swap.diffusers._processor import Processor, place, processor_reason, project, rotary_reason
+from saccade.rope import RopeSpec, wan
+from saccade.swap.diffusers._processor import Processor, indices, place, processor_reason, project, rotary_reason
 from saccade.swap.edit import Edit
 from saccade.swap.recipe import ATTENTION
 from saccade.swap.site import Adapter, Choice, Extra, Site
@@ -65,7 +65,7 @@ def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def _positions(self: Any, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
     """In place of (cos, sin), each [1, S, 1, D]: the positions [1, S, 1, 3], twice. Context parallelism splits them as it does tables."""
     grid = _grid(hidden_states, self.patch_size)
-    positions = grid_positions(grid, device=hidden_states.device).t()[None, :, None]
+    positions = indices(grid, hidden_states.device).t()[None, :, None]
     return positions, positions
 
 
