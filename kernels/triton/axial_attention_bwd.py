@@ -31,7 +31,7 @@ BLOCKS = {
     32: Block(32, 64, 4), 64: Block(32, 64, 4), 128: Block(32, 64, 8), 256: Block(16, 64, 8, 1, 255),
 }  # fmt: skip
 # In place of those before sm_90, where registers are what they lack; of 128 those of heads that are padded to it.
-EARLIER = {64: Block(32, 32, 4), 128: Block(32, 32, 8, 1), 256: Block(16, 32, 8, 1)}
+EARLIER = {64: Block(32, 32, 4), 128: Block(16, 32, 8, 1), 256: Block(16, 32, 8, 1)}
 FP32_BLOCKS = {**{n: Block(16, 32, 8) for n in (32, 64, 128)}, 256: Block(16, 16, 8)}
 DQ_BLOCKS = {
     32: Block(64, 64, 4), 64: Block(64, 64, 4), 128: Block(64, 32, 8), 256: Block(64, 16, 8, 1, 255),

@@ -313,7 +313,7 @@ def test_table_picture_and_result(tmp_path, quick, capsys):
         "captioner forward",
         "no working",
         "speed-up",
-        "13 of 13 checks passed",
+        "22 of 22 checks passed",
         "framefusion",
         "tokens are conserved",
     ):
@@ -321,7 +321,7 @@ def test_table_picture_and_result(tmp_path, quick, capsys):
     assert "✗" not in out
     result = json.loads((tmp_path / "a" / "b" / "result.json").read_text())
     assert [row["name"] for row in result["rows"]][-1] == "forward + backward"
-    assert all(check["ok"] for check in result["checks"]) and len(result["checks"]) == 13
+    assert all(check["ok"] for check in result["checks"]) and len(result["checks"]) == 22
     assert result["clip"]["frames"] == 4 and result["saccade_ran"] in ("cpu", "reference")
     assert {line["preset"] for line in result["merging"]["curve"]} >= {"tome", "vidtome", "evs", "ppllava"}
     for name in ("picture.png", "merging.png"):
@@ -336,7 +336,7 @@ def test_a_fault_in_the_rotation_is_seen(tmp_path, quick, capsys, monkeypatch):
     out = capsys.readouterr().out
     for name in ("logits, fp32", "gradients, fp32", "logits, float64", "logits with HoPE"):
         assert f"✗ {name}" in out, out
-    assert "✗ text rotary" not in out and "13 of 13" not in out
+    assert "✗ text rotary" not in out and "22 of 22" not in out
 
 
 def test_weights_from_a_folder(tmp_path, quick, monkeypatch):

@@ -89,6 +89,25 @@ def test_a_new_resolution_is_served_compiled(model):
         torch.testing.assert_close(models.run(model, given)[0], want, rtol=1e-5, atol=1e-5)
 
 
+@ORDERS
+def test_whole_model_compiled(model, given, first):
+    """Swapped before or after `torch.compile`; the layouts are built outside of the graph, of which there is one a step kind."""
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    counter = CompileCounterWithBackend("aot_eager")
+    plain = models.run(accelerated(copy.deepcopy(model), TILES), given)[0]
+    stock = models.run(model, given)[0]
+    if first == "swap":
+        saccade.accelerate(model, TILES, strict=True)
+    compiled = torch.compile(model, fullgraph=True, backend=counter)
+    if first == "other":
+        saccade.accelerate(compiled, TILES, strict=True)
+    torch.testing.assert_close(models.run(compiled, given)[0], plain, rtol=1e-5, atol=1e-5)
+    assert counter.frame_count == 1
+    saccade.restore(compiled)
+    torch.testing.assert_close(models.run(compiled, given)[0], stock, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("recipe", ["lossless", TILES], ids=["lossless", "sparse"])
 def test_checkpointing(model, given, recipe):
     checks.check_checkpointing(model, model.blocks[1], given, recipe)

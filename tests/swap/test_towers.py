@@ -36,14 +36,14 @@ def attention_of(model) -> dict[str, torch.nn.Module]:
 
 # ---- towers ----------------------------------------------------------------------------------------------------------------
 def test_lossless(model):
-    report = models_towers.check_exact(model, models_towers.pixels(model), expect=4)
+    report = models.check_lossless(model, models_towers.pixels(model), expect=4)
     assert {row.kernel for row in report.swapped} == {"dense"}
 
 
 def test_lossless_where_stock_is_eager(model):
     eager = copy.deepcopy(model)
     eager.set_attn_implementation("eager")
-    models_towers.check_exact(eager, models_towers.pixels(model), expect=4)
+    models.check_lossless(eager, models_towers.pixels(model), expect=4)
 
 
 def test_lossless_bf16():
@@ -52,7 +52,7 @@ def test_lossless_bf16():
     half = copy.deepcopy(model).bfloat16()
     # the float64 twin has the rounded weights, and sees the rounded images
     given = {"pixel_values": given["pixel_values"].bfloat16()}
-    models_towers.check_exact(half, given, double=copy.deepcopy(half).double())
+    models.check_lossless(half, given, double=copy.deepcopy(half).double())
 
 
 def test_restore(model):
@@ -74,7 +74,7 @@ def test_decoder_of_pretraining():
     mask = torch.zeros(2, 32, dtype=torch.bool)
     mask[:, ::2] = True
     given = {**models_towers.pixels(model), "bool_masked_pos": mask}
-    models_towers.check_exact(model, given, expect=6)
+    models.check_lossless(model, given, expect=6)
 
 
 @pytest.mark.parametrize("name", ["siglip_pair", "clip_pair"])
@@ -238,7 +238,7 @@ def test_lora():
 # ---- captioners ------------------------------------------------------------------------------------------------------------
 def test_captioner_is_lossless(captioner):
     model, given = captioner
-    models_towers.check_exact(model, given, DENSE, expect=4)
+    models.check_lossless(model, given, DENSE, expect=4)
 
 
 def test_captioner_reports_every_attention(captioner):

@@ -193,10 +193,10 @@ def test_restore(qwen):
     assert torch.equal(run(qwen, given)[0], stock)
 
 
-@pytest.mark.parametrize("keep", (0, 1.5, "half"))
-def test_bad_keep(qwen, keep):
-    report = saccade.plan(qwen, rule(keep))
-    assert [row.reason for row in report.skipped] == [f"keep: expected a share above 0 and at most 1, got {keep!r}"]
+@pytest.mark.parametrize("more", ({"r": 4}, {"proportional": True}))
+def test_params_of_towers_are_refused(qwen, more):
+    report = saccade.plan(qwen, {"rules": [{"kernel": "merge", "role": "text", "params": more}]})
+    assert [row.reason for row in report.skipped] == ["merge between tower and language model takes keep alone"]
 
 
 def test_llava():

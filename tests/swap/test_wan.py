@@ -181,3 +181,33 @@ def test_copies_have_their_own(model):
         assert not torch.equal(other(**given).sample, stock)
         saccade.restore(other)
         assert torch.equal(other(**given).sample, stock)
+
+
+def test_plans_are_reused_until_their_recall_falls(model):
+    """A plan serves `every` steps; with a recall, one that catches too little is made anew at the next step."""
+    given = inputs(model)
+    for params, planned in (
+        ({"keep": 0.5, "every": 3}, 2),
+        ({"keep": 0.5, "recall": 1.0}, 5),
+        ({"keep": 0.5, "recall": 1e-6}, 1),
+    ):
+        with torch.no_grad(), saccade.accelerated(model, {"rules": [{"kernel": "top_k", "params": params}]}) as report:
+            for _ in range(5):
+                given["timestep"] = given["timestep"].clone()
+                model(**given)
+            (slot,) = report.contexts[0].slots
+            assert slot.cache.planned == planned * len(model.blocks), params
+
+
+def test_a_part_of_a_pipeline_is_restored_alone(model):
+    pipe = type("Pipe", (), {})()
+    pipe.components = {"transformer": model, "transformer_2": copy.deepcopy(model)}
+    report = saccade.accelerate(pipe, "lossless")
+    stock = copy.deepcopy(model)
+    saccade.restore(stock)
+    saccade.restore(pipe.components["transformer_2"])
+    assert report.applied and "processor" in vars(model.blocks[0].attn1)
+    assert type(model.blocks[0].attn1.processor).__name__ == "WanProcessor"
+    assert type(pipe.components["transformer_2"].blocks[0].attn1.processor).__name__ == "WanAttnProcessor"
+    saccade.restore(pipe)
+    assert not report.applied and type(model.blocks[0].attn1.processor).__name__ == "WanAttnProcessor"

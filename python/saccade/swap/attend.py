@@ -106,14 +106,16 @@ class Slot:
         if key not in self.built:
             while len(self.built) >= _KEPT:
                 del self.built[next(iter(self.built))]
-            self.built[key] = self._build(tokens, device)
+            with torch.inference_mode(False), torch.no_grad():  # it outlives the call, which may not train
+                self.built[key] = self._build(tokens, device)
         self.layout, self.plan, self.cache = self.built[key]
 
     def _build(self, tokens: Tokens, device: torch.device) -> tuple[BlockLayout | None, Any, PlanCache | None]:
         if is_fixed(self.rule):
             return fixed_layout(self.rule, tokens, device), None, None
         plan = _planner(self.rule, tokens, device)
-        every, recall = self.rule.params.get("every", 1), self.rule.params.get("recall")
+        recall = self.rule.params.get("recall")
+        every = self.rule.params.get("every", 1 if recall is None else None)
         reused = every != 1 or recall is not None
         return None, plan, PlanCache(plan, every=every, recall=recall) if reused else None
 
@@ -135,7 +137,7 @@ class Context:
     Attributes:
         tokens: of the sequence that attention sees, or None where the root could not tell.
         step: denoising step, from 0.
-        total: calls so far with another timestep than the one before.
+        fixed_step: the step, where the user tells it.
         notes: what could not be served, and why; each once.
     """
 
@@ -233,11 +235,22 @@ class Attend:
             if layout is not None:
                 if key_mask is not None:
                     key_bias = torch.zeros_like(key_mask, dtype=torch.float32).masked_fill(~key_mask, float("-inf"))
-                return sparse_attention(q, k, v, layout, key_bias=key_bias, scale=scale)
+                return self._sparse(slot, q, k, v, layout, key_bias, scale)
         if stock is not None:
             return stock()
         mask = key_mask if key_bias is None else key_bias.to(q.dtype)
         return sdpa(q, k, v, mask=None if mask is None else mask[:, None, None], scale=scale)
+
+    def _sparse(
+        self, slot: Slot, q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout, bias: Tensor | None, scale: float | None
+    ) -> Tensor:
+        """The kernel; where plans are kept until their recall falls, that is measured, but not where keys have a bias."""
+        cache = slot.cache
+        if cache is None or cache.recall is None or bias is not None or torch.compiler.is_compiling():
+            return sparse_attention(q, k, v, layout, key_bias=bias, scale=scale)
+        out, lse = sparse_attention(q, k, v, layout, scale=scale, return_lse=True)
+        cache.observe(q, k, lse, key=self.key, scale=scale)
+        return out
 
     def _layout(self, slot: Slot, q: Tensor, k: Tensor, v: Tensor) -> BlockLayout | None:
         rule, tokens = slot.rule, self.context.tokens

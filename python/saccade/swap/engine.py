@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -13,13 +14,11 @@ from saccade.swap import families
 from saccade.swap.costs import estimate
 from saccade.swap.edit import Edit, apply_all, undo_all
 from saccade.swap.recipe import Recipe
-from saccade.swap.report import Report, Row
+from saccade.swap.report import STATE, Report, Row
 from saccade.swap.site import Adapter, Choice, Extra, Site
 from saccade.swap.source import SwapRefused
 
 __all__ = ["accelerate", "accelerated", "plan", "put_in_place", "restore"]
-
-_STATE = "_saccade_swap"
 
 
 def _parts(model: Any) -> list[tuple[str, nn.Module]]:
@@ -70,25 +69,30 @@ def _choose(recipe: Recipe, site: Site, family: str) -> Choice:
     return choice
 
 
-def put_in_place(holder: nn.Module, edits: list[Edit], report: Report) -> None:
-    """Apply edits, and remember them in the model for `restore`."""
-    apply_all(edits)
-    report.applied = True
-    vars(holder)[_STATE] = _Applied(edits, report)
+Made = list[tuple[nn.Module, list[Edit]]]
+"""The edits below each root."""
 
 
+def put_in_place(made: Made, report: Report) -> None:
+    """Apply all edits or none, and remember them in their roots for `restore`."""
+    apply_all([edit for _, edits in made for edit in edits])
+    for root, edits in made:
+        vars(root)[STATE] = _Applied(edits, report)
+    report.holders = tuple(root for root, _ in made)
+
+
+@dataclasses.dataclass(eq=False)
 class _Applied:
-    """Lies in the `__dict__` of the first root, so that a copied model has its own."""
+    """Lies in the `__dict__` of a root, so that a copied model has its own, and a part of a pipeline can be restored alone."""
 
-    def __init__(self, edits: list[Edit], report: Report) -> None:
-        self.edits, self.report = edits, report
+    edits: list[Edit]
+    report: Report
 
 
-def _prepare(model: Any, recipe: Any, grid: Any, text: Any) -> tuple[Report, list[Edit], nn.Module]:
+def _prepare(model: Any, recipe: Any, grid: Any, text: Any) -> tuple[Report, Made]:
     recipe = Recipe.of(recipe)
-    parts = _parts(model)
     rows: list[Choice] = []
-    edits: list[Edit] = []
+    made: Made = []
     known: set[int] = set()
     sizes: dict[str, str] = {}
     extra = Extra(None if isinstance(model, nn.Module) else model, model=model)
@@ -99,7 +103,9 @@ def _prepare(model: Any, recipe: Any, grid: Any, text: Any) -> tuple[Report, lis
         if disabled:
             for choice in choices:
                 choice.reason = "SACCADE_DISABLE is set"
-        edits += adapter.edits(path, root, [choice for choice in choices if choice.swapped], extra)
+        edits = adapter.edits(path, root, [choice for choice in choices if choice.swapped], extra)
+        if edits:
+            made.append((root, edits))
         for choice in choices:
             costs = estimate(choice.site, choice.rules if choice.swapped else (), tokens)
             if costs is not None:
@@ -111,14 +117,13 @@ def _prepare(model: Any, recipe: Any, grid: Any, text: Any) -> tuple[Report, lis
                 sizes[adapter.family] = f"{said}; {tokens}"
         rows += choices
     rows += [Choice(site, "", (), site.reason) for site in _strangers(model, known)]
-    report = Report(recipe, tuple(Row.of(row) for row in rows), False, sizes, tuple(extra.contexts))
-    return report, edits, parts[0][1]
+    return Report(recipe, tuple(Row.of(row) for row in rows), sizes, tuple(extra.contexts)), made
 
 
 def _applied(model: Any) -> list[tuple[nn.Module, _Applied]]:
     found = []
     for _, part in _parts(model):
-        found += [(module, vars(module)[_STATE]) for module in part.modules() if _STATE in vars(module)]
+        found += [(module, vars(module)[STATE]) for module in part.modules() if STATE in vars(module)]
     return found
 
 
@@ -183,15 +188,15 @@ def accelerate(
     before = _applied(model)
     restore(model)
     try:
-        report, edits, holder = _prepare(model, recipe, grid, text)
+        report, made = _prepare(model, recipe, grid, text)
         if strict and (report.skipped or not report.swapped):
             lines = [f"{row.path} ({row.cls}): {row.reason}" for row in report.skipped] or ["no rule fits a site"]
             raise SwapRefused("nothing was swapped:\n  " + "\n  ".join(lines))
-        if edits:
-            put_in_place(holder, edits, report)
+        put_in_place(made, report)
     except BaseException:
-        for module, state in before:
-            put_in_place(module, state.edits, state.report)
+        for root, state in before:
+            put_in_place([(root, state.edits)], state.report)
+            state.report.holders = tuple(holder for holder, _ in before)
         raise
     return report
 
@@ -199,14 +204,15 @@ def accelerate(
 def restore(model: Any) -> None:
     """Take Saccade's kernels out again: the same objects and the same bits as before. Nothing happens where there are none.
 
+    A part of what was accelerated (the transformer of a pipeline) can be restored alone.
+
     Raises:
         RuntimeError: and nothing is changed, where another patch lies on top of a swap; undo that first.
     """
     found = _applied(model)
     undo_all([edit for _, state in found for edit in state.edits])
-    for module, state in found:
-        state.report.applied = False
-        del vars(module)[_STATE]
+    for root, _ in found:
+        del vars(root)[STATE]
 
 
 @contextlib.contextmanager

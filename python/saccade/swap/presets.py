@@ -45,7 +45,8 @@ def _generator(family: str, level: str) -> list[Rule]:
 
 
 def _captioner(family: str, level: str) -> list[Rule]:
-    return [*_exact(family), Rule("merge", family=family, params={"keep": KEPT[level]})]
+    where = "text" if family.startswith("qwen") else "vision"  # before the language model, or in the tower
+    return [*_exact(family), Rule("merge", family=family, role=where, params={"keep": KEPT[level]})]
 
 
 def _rules(family: str, level: str) -> list[Rule]:

@@ -111,6 +111,8 @@ class Rule:
         object.__setattr__(self, "params", _params(self.kernel, self.params))
         if self.kind != "attention" and self.steps is not None:
             raise ValueError(f"steps: {self.kernel} is the same at every step; only attention changes with the step")
+        if self.kind != "attention" and self.layers is not None:
+            raise ValueError(f"layers: {self.kernel} is for a whole model; only attention can differ between layers")
         object.__setattr__(self, "layers", _interval(self.layers, "layers", None))
         object.__setattr__(self, "steps", _interval(self.steps, "steps", 0))  # how many there will be is not known
 

@@ -13,8 +13,9 @@ from saccade.swap.attend import Context
 from saccade.swap.recipe import Recipe
 from saccade.swap.site import Choice
 
-__all__ = ["COLUMNS", "NUMBERS", "Report", "Row"]
+__all__ = ["COLUMNS", "NUMBERS", "STATE", "Report", "Row"]
 
+STATE = "_saccade_swap"  # in the __dict__ of an accelerated root
 COLUMNS = ("sites", "n", "role", "kernel", "GFLOP", "MB", "note")
 NUMBERS = (1, 4, 5, 6)  # columns aligned to the right
 _RUNS = 4  # of numbers that one cell names
@@ -67,16 +68,22 @@ class Report:
     Attributes:
         recipe: the recipe.
         rows: one for each site, in the model's order.
-        applied: whether the swaps are in place.
         sizes: what the estimates assume, for each family.
         contexts: of the models; each has notes.
+        holders: the modules that remember how to undo them.
     """
 
     recipe: Recipe
     rows: tuple[Row, ...]
-    applied: bool = False
     sizes: dict[str, str] = field(default_factory=dict)
     contexts: tuple[Any, ...] = field(default=(), repr=False)
+    holders: tuple[Any, ...] = field(default=(), repr=False)
+
+    @property
+    def applied(self) -> bool:
+        """Whether its swaps, or some of them, are in place."""
+        states = (vars(holder).get(STATE) for holder in self.holders)
+        return any(state is not None and state.report is self for state in states)
 
     @property
     def swapped(self) -> tuple[Row, ...]:

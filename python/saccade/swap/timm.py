@@ -255,7 +255,7 @@ def merge_tokens(
     report = Report(Recipe((rule,), name="merge_tokens"), tuple(Row.of(one) for one in chosen))
     edits = _merging_edits("", model, merging)
     edits += [_attention_edit(f"blocks.{i}.attn", one.attn) for i, one in enumerate(tower.blocks)]
-    put_in_place(model, edits, report)
+    put_in_place([(model, edits)], report)
     return Merged(model, schedule, report)
 
 

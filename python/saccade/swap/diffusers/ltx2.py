@@ -9,7 +9,8 @@ import torch
 
 from saccade.rope import RopeSpec, ltx2
 from saccade.swap.attend import Attend
-from saccade.swap.diffusers._processor import Processor, place, processor_reason, project, rotary_reason
+from saccade.swap.diffusers._place import place
+from saccade.swap.diffusers._processor import Processor, processor_reason, project, rotary_reason
 from saccade.swap.diffusers.ltx import query_mask
 from saccade.swap.edit import Edit
 from saccade.swap.recipe import ATTENTION

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from saccade.rope import RopeSpec, wan
-from saccade.swap.diffusers._processor import Processor, indices, place, processor_reason, project, rotary_reason
+from saccade.swap.diffusers._place import place
+from saccade.swap.diffusers._processor import Processor, indices, processor_reason, project, rotary_reason
 from saccade.swap.edit import Edit
 from saccade.swap.recipe import ATTENTION
 from saccade.swap.site import Adapter, Choice, Extra, Site

@@ -236,9 +236,6 @@ class VisualTokens(Adapter):
             choice.reason = "merge between tower and language model takes keep alone"
             return []
         keep = rule.params.get("keep", 0.5)
-        if not isinstance(keep, (int, float)) or not 0 < keep <= 1:
-            choice.reason = f"keep: expected a share above 0 and at most 1, got {keep!r}"
-            return []
         state = VisualMerging(rule, self._ids(root))
         choice.change = f"{keep:.0%} of the visual tokens enter the language model; outputs keep their length"
         extra.contexts.append(state)
