@@ -12,6 +12,7 @@ pytest.importorskip("diffusers")
 import diffusers
 
 import saccade
+from saccade.swap.diffusers._processor import plain_rms_norm
 from saccade.swap.edit import Attribute
 from swap import models
 from swap import models_ltx as checks
@@ -212,6 +213,7 @@ def test_group_offload(model, given, first):
     if first == "other":
         report = saccade.accelerate(model, TILES)
     assert {row.path for row in report.skipped} <= {"rope"}
+    assert not plain_rms_norm(model.blocks[0].attn1.norm_q)
     sparse = models.run(model, given)[0]
     torch.testing.assert_close(sparse, models.run(accelerated(models.wan(), TILES), given)[0], rtol=1e-4, atol=1e-5)
     assert not torch.allclose(sparse, want, rtol=1e-4, atol=1e-4)

@@ -11,6 +11,7 @@ from torch import nn
 
 import saccade
 from saccade.swap import Recipe, Report, Rule
+from saccade.swap.engine import put_in_place
 from saccade.swap.report import COLUMNS, NUMBERS, Row
 from saccade.swap.site import Choice, Cost, Site
 

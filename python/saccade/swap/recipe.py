@@ -85,7 +85,7 @@ class Rule:
             `saccade.attention.patterns`; "rotary" fuses rotary embeddings (and q/k norms where they lie before it); "merge" merges tokens.
         match: a shell pattern on the module's path ("*.blocks.*.attn1").
         family: a shell pattern on the model's family ("wan", "qwen2_5_vl", "*").
-        role: "self", "cross", "joint", "vision", "text", or "*".
+        role: "self", "cross", "joint", "vision", "text", "audio", or "*".
         layers: [first, last) of layer numbers; a negative `last` counts from the end, None is the end.
         steps: [first, last) of denoising steps, counted from 0, or None: all. None as `last` is the end.
         params: of the kernel: numbers, text, flags and lists, so that they can be saved.

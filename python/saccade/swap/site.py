@@ -34,7 +34,7 @@ class Site:
         path: of the module, from the model that the user gave.
         module: the module.
         kind: "attention", "rotary" or "merge".
-        role: "self", "cross", "joint", "vision" or "text".
+        role: "self", "cross", "joint", "vision", "text" or "audio".
         kernels: the kernels that can go there; empty where none can.
         layer: its number, or None.
         depth: how many layers there are.
