@@ -97,7 +97,13 @@ def forward_tile(q: torch.Tensor, q_block: int, bias: bool, order: bool) -> Tile
         masked = 16 if order and width(q) > 64 else 32
         tile = tile._replace(columns=min(tile.columns, 32), masked=min(tile.masked_columns, masked))
         if width(q) == 256:
-            tile = tile._replace(columns=32, masked=16, warps=8) if architecture(q) == 90 else tile._replace(stages=1) if architecture(q) == 80 else tile
+            tile = (
+                tile._replace(columns=32, masked=16, warps=8)
+                if architecture(q) == 90
+                else tile._replace(stages=1)
+                if architecture(q) == 80
+                else tile
+            )
     return tile if tile.rows <= q_block else tile._replace(rows=q_block, warps=tile.warps * q_block // tile.rows)
 
 
@@ -135,7 +141,8 @@ def dk_dv_tile(q: torch.Tensor, bias: bool) -> Tile:
         return tile._replace(rows=rows, masked=min(rows, tile.masked_rows), columns=keys)
     if not bias:
         return tile
-    return tile._replace(rows=min(tile.rows, 32), masked=min(tile.masked_rows, 32), columns=32 if width(q) == 128 else tile.columns)
+    rows = 16 if width(q) == 128 else 32
+    return tile._replace(rows=min(tile.rows, rows), masked=min(tile.masked_rows, rows))
 
 
 def dq_tile(q: torch.Tensor, bias: bool) -> Tile:

@@ -40,14 +40,16 @@ def output(value: Any) -> Tensor:
     return output(value[0])
 
 
-def run(model: nn.Module, given: dict[str, Any], *, backward: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
+def run(
+    model: nn.Module, given: dict[str, Any], *, backward: bool = False, seed: int = 1
+) -> tuple[Tensor, dict[str, Tensor]]:
     """The output, and gradients of all parameters where asked."""
     if not backward:
         with torch.no_grad():
             return output(model(**given)), {}
     model.zero_grad(set_to_none=True)
     out = output(model(**given))
-    weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out.dtype)
+    weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(seed)).to(out.dtype)
     (out * weights).sum().backward()
     grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad(set_to_none=True)
@@ -63,26 +65,28 @@ def check_lossless(
 ) -> Any:
     """Outputs within twice, gradients within three times stock's own error against float64; and `expect` sites were swapped.
 
-    Parameters of one kind (the same name in every layer) share a budget: the gradient of a bias of keys is zero, and its error is
-    rounding alone, more or less of it from layer to layer. `double` is the float64 twin (a deep copy in double where None).
+    Errors of gradients are the largest of two random losses, over all parameters of one kind (the same name in every layer): that of
+    one small tensor is rounding of a few sums, and the luck of one draw. `double` is the float64 twin (a deep copy where None).
     """
     exact = copy.deepcopy(model).double() if double is None else double
-    want, want_grads = run(exact, in_double(given), backward=True)
-    stock, stock_grads = run(model, given, backward=True)
-    with saccade.accelerated(model, recipe) as report:
-        assert len(report.swapped) >= expect, str(report)
-        ours, our_grads = run(model, given, backward=True)
-    assert not report.notes, report.notes
-    assert ours.shape == stock.shape and ours.dtype == stock.dtype
-    within(ours, stock, want, 2, "output")
-    assert our_grads.keys() == stock_grads.keys() == want_grads.keys()
     budgets: dict[str, float] = {}
-    for name, grad in stock_grads.items():
-        kind = re.sub(r"\d+", "#", name)
-        budgets[kind] = max(budgets.get(kind, 0.0), float((grad.double() - want_grads[name]).abs().max()))
-    for name, grad in our_grads.items():
-        error, own = float((grad.double() - want_grads[name]).abs().max()), budgets[re.sub(r"\d+", "#", name)]
-        assert error <= 3 * own, f"gradient of {name}: error {error:.3e}, stock {own:.3e}"
+    errors: dict[str, float] = {}
+    for seed in (1, 2):
+        want, want_grads = run(exact, in_double(given), backward=True, seed=seed)
+        stock, stock_grads = run(model, given, backward=True, seed=seed)
+        with saccade.accelerated(model, recipe) as report:
+            assert len(report.swapped) >= expect, str(report)
+            ours, our_grads = run(model, given, backward=True, seed=seed)
+        assert not report.notes, report.notes
+        assert ours.shape == stock.shape and ours.dtype == stock.dtype
+        within(ours, stock, want, 2, "output")
+        assert our_grads.keys() == stock_grads.keys() == want_grads.keys()
+        for found, grads in ((budgets, stock_grads), (errors, our_grads)):
+            for name, grad in grads.items():
+                kind = re.sub(r"\d+", "#", name)
+                found[kind] = max(found.get(kind, 0.0), float((grad.double() - want_grads[name]).abs().max()))
+    for kind, error in errors.items():
+        assert error <= 3 * budgets[kind], f"gradient of {kind}: error {error:.3e}, stock {budgets[kind]:.3e}"
     return report
 
 
