@@ -179,6 +179,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--device cuda: not run, torch finds no CUDA GPU here")
     if options.threads < 1:
         parser.error("--threads: expected at least 1")
+    names = [task.name for task in tasks(options.device, options.quick)]
+    if options.only is not None and not any(options.only in name for name in names):
+        parser.error(f"--only: no case's name contains {options.only!r}; there are: {', '.join(names)}")
     return options
 
 

@@ -35,7 +35,7 @@ VALUES = {
     "r": st.integers(0, 9) | st.lists(st.integers(0, 9), max_size=3),
     "proportional": st.booleans(),
 }
-interval = st.none() | st.tuples(st.integers(0, 50), st.none() | st.integers(0, 50))
+interval = st.none() | st.tuples(st.integers(0, 50), st.none() | st.integers(51, 99))
 
 
 @st.composite
@@ -50,9 +50,9 @@ def rules(draw):
         match=draw(st.sampled_from(["*", "*.blocks.*", "[!a]?"])),
         family=draw(st.sampled_from(["*", *FAMILIES])),
         role=draw(st.sampled_from(["*", "self", "[sj]*"])),
-        layers=draw(interval | st.just((0, -1)) | st.just([2, -3])) if kind == "attention" else None,
+        layers=draw(interval | st.just((0, -1)) | st.just([2, -3])) if kind != "rotary" else None,
         steps=draw(interval) if kind == "attention" else None,
-        params={name: draw(VALUES[name]) for name in names},
+        params={name: draw(share if (kernel, name) == ("merge", "keep") else VALUES[name]) for name in names},
         on_unsupported=draw(st.sampled_from(["skip", "error"])),
     )
 
@@ -102,7 +102,6 @@ def test_a_rule_does_not_hold_its_callers_data():
         ((2, -4), set()),
         ((0, 99), {0, 1, 2, 3, 4}),
         ((0, -99), set()),
-        ((2, 2), set()),
         ([4, None], {4}),
     ],
 )
@@ -141,10 +140,13 @@ def test_fits():
         ({"kernel": "dense", "layers": 3}, TypeError, r"layers: expected \[first, last\), got 3"),
         ({"kernel": "dense", "layers": [1, 2, 3]}, TypeError, r"layers: expected \[first, last\), got \[1, 2, 3\]"),
         ({"kernel": "dense", "layers": [-1, 2]}, ValueError, r"layers\[0\]: expected a whole number of at least 0, got -1"),
+        ({"kernel": "dense", "layers": [5, 3]}, ValueError, r"layers: expected \[first, last\) with first below last"),
+        ({"kernel": "dense", "steps": [4, 4]}, ValueError, r"steps: expected \[first, last\) with first below last"),
+        ({"kernel": "merge", "params": {"keep": 5}}, ValueError, r"params.keep: expected a share"),
         ({"kernel": "dense", "layers": [0, 2.5]}, TypeError, r"layers\[1\]: expected a whole number, got 2.5"),
         ({"kernel": "dense", "steps": [0, -1]}, ValueError, r"steps\[1\]: expected a whole number of at least 0, got -1"),
         ({"kernel": "merge", "steps": [0, 1]}, ValueError, "steps: merge is the same at every step"),
-        ({"kernel": "merge", "layers": [0, 1]}, ValueError, "layers: merge is for a whole model"),
+        ({"kernel": "rotary", "layers": [0, 1]}, ValueError, "layers: rotary is for a whole model"),
         ({"kernel": "rotary", "steps": [0, 1]}, ValueError, "steps: rotary is the same at every step"),
         ({"kernel": "dense", "params": [1]}, TypeError, "params: expected a mapping, got list"),
         ({"kernel": "dense", "params": {"density": 1}}, ValueError, "params: dense does not take density; accepted: none"),

@@ -135,25 +135,25 @@ def test_every_attention_is_reported(model):
 
 
 def test_steps(model):
-    """The first steps are dense; a new timestep object is a new step."""
+    """The first steps are dense; another timestep is another step; where timesteps turn back, a new video begins."""
     given = inputs(model)
     recipe = {"rules": [
         {"kernel": "dense", "steps": [0, 2]},
         {"kernel": "sliding_tile", "params": {"tile": [1, 4, 4], "window": [1, 1, 1]}},
     ]}  # fmt: skip
+    at = [dict(given, timestep=torch.full((2,), time)) for time in (900, 600, 300)]
     with torch.no_grad():
-        stock = model(**given).sample
+        stock = [model(**call).sample for call in at]
         with saccade.accelerated(model, recipe) as report:
-            errors = []
-            for _ in range(3):
-                given["timestep"] = given["timestep"].clone()
-                twice = [model(**given).sample for _ in range(2)]  # with and without the prompt: one step
-                assert torch.equal(*twice)
-                errors.append(float((twice[0] - stock).abs().max()))
-            report.reset()
-            given["timestep"] = given["timestep"].clone()
-            again = float((model(**given).sample - stock).abs().max())
-    assert errors[0] == errors[1] == again < 1e-4 < errors[2]
+            for _ in range(2):
+                twice = [
+                    [model(**call).sample for _ in range(2)] for call in at
+                ]  # with and without the prompt: one step
+                assert all(torch.equal(*pair) for pair in twice)
+                errors = [float((pair[0] - want).abs().max()) for pair, want in zip(twice, stock, strict=True)]
+                assert max(errors[:2]) < 1e-4 < errors[2]
+            report.set_step(7)
+            assert float((model(**at[0]).sample - stock[0]).abs().max()) > 1e-4
 
 
 def test_changed_source(model, monkeypatch):
@@ -192,11 +192,12 @@ def test_plans_are_reused_until_their_recall_falls(model):
         ({"keep": 0.5, "recall": 1e-6}, 1),
     ):
         with torch.no_grad(), saccade.accelerated(model, {"rules": [{"kernel": "top_k", "params": params}]}) as report:
-            for _ in range(5):
-                given["timestep"] = given["timestep"].clone()
-                model(**given)
+            for time in (900, 800, 700, 600, 500):
+                model(**dict(given, timestep=torch.full((2,), time)))
             (slot,) = report.contexts[0].slots
             assert slot.cache.planned == planned * len(model.blocks), params
+            model(**dict(given, timestep=torch.full((2,), 900)))  # another video: its plans are its own
+            assert slot.cache.planned == (planned + 1) * len(model.blocks), params
 
 
 def test_a_part_of_a_pipeline_is_restored_alone(model):
@@ -211,3 +212,65 @@ def test_a_part_of_a_pipeline_is_restored_alone(model):
     assert type(pipe.components["transformer_2"].blocks[0].attn1.processor).__name__ == "WanAttnProcessor"
     saccade.restore(pipe)
     assert not report.applied and type(model.blocks[0].attn1.processor).__name__ == "WanAttnProcessor"
+
+
+def test_a_pattern_that_does_not_fit_is_said(model):
+    """One tile of two sees an even window of tiles, which only a whole axis may be: stock runs, or an error comes, as the rule wants."""
+    given, window = inputs(model), {"tile": [1, 2, 2], "window": [1, 2, 2]}
+    stock, _ = models.run(model, given)
+    with saccade.accelerated(model, {"rules": [{"kernel": "sliding_tile", "params": window}]}) as report:
+        with pytest.warns(UserWarning, match="window: expected odd numbers"):
+            assert torch.equal(models.run(model, given)[0], stock)
+        assert len(report.notes) == 1
+    rule = {"kernel": "sliding_tile", "params": window, "on_unsupported": "error"}
+    with saccade.accelerated(model, {"rules": [rule]}), pytest.raises(ValueError, match="window: expected odd numbers"):
+        models.run(model, given)
+
+
+def test_what_cannot_be_pickled_says_so(model):
+    import pickle
+
+    with saccade.accelerated(model, "lossless"), pytest.raises(TypeError, match="restore it first"):
+        pickle.dumps(model)
+    pickle.dumps(model)
+
+
+def test_another_class_of_that_name_is_left_alone():
+    class WanTransformer3DModel(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.self_attention = torch.nn.MultiheadAttention(8, 2)
+
+    report = saccade.plan(torch.nn.Sequential(WanTransformer3DModel()), "lossless")
+    assert [row.path for row in report.rows] == ["0.self_attention"] and report.rows[0].reason
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [({"grid": (3, 4)}, "grid: exp"), ({"grid": (0, 2, 2)}, "grid"), ({"text": -1}, "text")],
+)
+def test_bad_sizes(model, options, said):
+    with pytest.raises((ValueError, TypeError), match=said):
+        saccade.plan(model, "lossless", **options)
+
+
+def test_a_transformer_outlives_its_pipeline(model):
+    """Neither the report nor the hook keeps the other parts alive, and a copied part is copied alone."""
+    import gc
+    import weakref
+
+    pipe = Pipeline(model)
+    saccade.accelerate(pipe, "lossless")
+    first, gone = pipe.components["transformer"], weakref.ref(pipe.components["transformer_2"])
+    copied = copy.deepcopy(first)
+    del pipe
+    gc.collect()
+    assert gone() is None
+    saccade.restore(first)
+    saccade.restore(copied)
+    assert type(copied.blocks[0].attn1.processor).__name__ == "WanAttnProcessor"
+
+
+def test_rules_without_a_site_are_said(model):
+    report = saccade.plan(model, {"rules": [{"kernel": "radial", "layers": [7, 9]}, {"kernel": "dense"}]})
+    assert report.unused == ("radial in wan",) and "no site: radial in wan" in str(report)

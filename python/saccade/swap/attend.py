@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from saccade.attention import BlockLayout, PlanCache, patterns, sparse_attention
 from saccade.attention.orders import tile_order
 from saccade.swap.recipe import Rule
+from saccade.swap.steps import Steps
 from saccade.swap.tokens import Tokens, tile_windows, token_window
 
 __all__ = ["Attend", "Context", "Slot", "attends", "dense_layout", "fixed_layout", "is_fixed", "sdpa"]
@@ -94,20 +95,30 @@ class Slot:
     built: dict[Any, Any] = field(default_factory=dict)
     plan: Callable[[Tensor, Tensor], BlockLayout] | None = None
     cache: PlanCache | None = None
+    problem: str | None = None
 
     def prepare(self, tokens: Tokens | None, step: int, device: torch.device) -> None:
         """Decide whether the rule holds at this step, and build what follows from the grid alone."""
         first, last = self.rule.steps or (0, None)
         self.active = first <= step and (last is None or step < last)
-        self.layout = self.plan = self.cache = None
-        if not self.active or tokens is None or self.rule.kernel in (*_EXACT, "svg"):
+        self.layout = self.plan = self.cache = self.problem = None
+        if not self.active or self.rule.kernel in _EXACT:
+            return
+        if tokens is None:
+            self.problem = "the grid of the tokens is not known"
+            return
+        if self.rule.kernel == "svg":
             return
         key = (tokens, device)
         if key not in self.built:
             while len(self.built) >= _KEPT:
                 del self.built[next(iter(self.built))]
-            with torch.inference_mode(False), torch.no_grad():  # it outlives the call, which may not train
-                self.built[key] = self._build(tokens, device)
+            try:
+                with torch.inference_mode(False), torch.no_grad():  # it outlives the call, which may not train
+                    self.built[key] = self._build(tokens, device)
+            except (ValueError, TypeError) as error:
+                self.problem = f"on {tokens} tokens: {error}"
+                return
         self.layout, self.plan, self.cache = self.built[key]
 
     def _build(self, tokens: Tokens, device: torch.device) -> tuple[BlockLayout | None, Any, PlanCache | None]:
@@ -127,7 +138,8 @@ class Slot:
             return patterns.svg(q, k, v, tokens.grid, prefix=tokens.prefix, suffix=tokens.suffix, **self.rule.params)
         if self.cache is None or torch.compiler.is_compiling():
             return self.plan(q, k)
-        return self.cache(q, k, key=key, step=step)
+        with torch.inference_mode(False), torch.no_grad():  # plans outlive the call
+            return self.cache(q, k, key=key, step=step)
 
 
 @dataclass(eq=False)
@@ -136,17 +148,14 @@ class Context:
 
     Attributes:
         tokens: of the sequence that attention sees, or None where the root could not tell.
-        step: denoising step, from 0.
-        fixed_step: the step, where the user tells it.
+        steps: counts denoising steps.
         notes: what could not be served, and why; each once.
     """
 
     slots: list[Slot] = field(default_factory=list)
     tokens: Tokens | None = None
-    step: int = 0
-    fixed_step: int | None = None
+    steps: Steps = field(default_factory=Steps)
     notes: list[str] = field(default_factory=list)
-    _timestep: Any = None
 
     def slot(self, rule: Rule) -> Slot:
         """The slot of a rule, made where there is none."""
@@ -156,29 +165,40 @@ class Context:
         self.slots.append(Slot(rule))
         return self.slots[-1]
 
-    def begin(self, tokens: Tokens | None, device: torch.device, timestep: Any = None, step: int | None = None) -> None:
+    @property
+    def step(self) -> int:
+        """The denoising step, from 0."""
+        return self.steps.now
+
+    def begin(
+        self, tokens: Tokens | None, device: torch.device, timestep: Any = None, index: int | None = None
+    ) -> None:
         """Called by the root before each forward.
 
         Args:
             tokens: of the sequence.
             device: where layouts are built.
-            timestep: the object that the pipeline passes: a new object is a new step. Its value is not read: nothing waits.
-            step: the number of the step, where the caller knows it (a scheduler does).
+            timestep, index: as in `Steps.see`.
         """
-        if self.fixed_step is not None:
-            self.step = self.fixed_step
-        elif step is not None:
-            self.step = step
-        elif timestep is not None and timestep is not self._timestep:
-            self.step = 0 if self._timestep is None else self.step + 1
-            self._timestep = timestep
+        if self.steps.see(timestep, index):
+            self._forget()
         self.tokens = tokens
         for slot in self.slots:
             slot.prepare(tokens, self.step, device)
+            if slot.active and slot.problem is not None:
+                self.unserved(slot.rule, slot.problem)  # also where compiled code could not say it
 
     def reset(self) -> None:
-        """The next call is step 0."""
-        self.step, self._timestep = 0, None
+        """The next call is step 0 of a new video."""
+        self.steps.reset()
+        self._forget()
+
+    def _forget(self) -> None:
+        """Plans of the last video do not serve the next."""
+        for slot in self.slots:
+            for _, _, cache in slot.built.values():
+                if cache is not None:
+                    cache.clear()
 
     def unserved(self, rule: Rule, reason: str, *, ran: str = "stock attention ran") -> None:
         """A rule cannot serve a call: error, or what stock does and one note, which ends with `ran`."""
@@ -259,8 +279,8 @@ class Attend:
             return None
         if rule.kernel == "dense":
             return dense_layout(q.shape[2], k.shape[2]) if q.device.type == "cpu" else None
-        if tokens is None:
-            self.context.unserved(rule, "the grid of the tokens is not known")
+        if slot.problem is not None or tokens is None:
+            self.context.unserved(rule, slot.problem or "the grid of the tokens is not known")
             return None
         if not tokens.length == q.shape[2] == k.shape[2]:
             self.context.unserved(

@@ -52,5 +52,8 @@ def estimate(site: Site, rules: tuple[Rule, ...], tokens: Tokens) -> tuple[Cost,
     before = Cost(flops, moved)
     if not rules:
         return before, before
-    density = _density(rules[-1], tokens)
+    try:
+        density = _density(rules[-1], tokens)
+    except ValueError:  # the pattern does not fit the assumed grid; the model's own may
+        return None
     return None if density is None else (before, Cost(flops * density, moved))

@@ -12,14 +12,11 @@ from typing import Any, Protocol
 
 from torch import nn
 
-__all__ = ["Attribute", "Edit", "PreHook", "apply_all", "is_ours", "method", "undo_all"]
+__all__ = ["Attribute", "Edit", "PreHook", "apply_all", "method", "undo_all"]
 
 
 class _Missing:
     """Stands for no attribute; a class, so that a deep copy is the same object."""
-
-
-_OURS = "_saccade_made"
 
 
 class Edit(Protocol):
@@ -99,14 +96,8 @@ class PreHook:
 
 
 def method(function: Callable[..., Any], module: nn.Module) -> types.MethodType:
-    """`function` bound to one instance, and known as ours."""
-    vars(function)[_OURS] = True
+    """`function` bound to one instance."""
     return types.MethodType(function, module)
-
-
-def is_ours(value: Any) -> bool:
-    """Whether an attribute was laid there by a swap."""
-    return bool(getattr(getattr(value, "__func__", value), _OURS, False))
 
 
 def apply_all(edits: Sequence[Edit]) -> None:

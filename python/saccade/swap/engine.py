@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import os
+import weakref
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
 
+from saccade._arguments import grid_sizes, whole
 from saccade.swap import families
 from saccade.swap.costs import estimate
 from saccade.swap.edit import Edit, apply_all, undo_all
@@ -17,6 +21,7 @@ from saccade.swap.recipe import Recipe
 from saccade.swap.report import STATE, Report, Row
 from saccade.swap.site import Adapter, Choice, Extra, Site
 from saccade.swap.source import SwapRefused
+from saccade.swap.tokens import Tokens
 
 __all__ = ["accelerate", "accelerated", "plan", "put_in_place", "restore"]
 
@@ -50,8 +55,18 @@ def _strangers(model: Any, known: set[int]) -> Iterator[Site]:
                 yield Site(full, module, "attention", "", reason=f"{type(module).__name__} is of no known family")
 
 
-def _choose(recipe: Recipe, site: Site, family: str) -> Choice:
-    fitting = []
+def _sites(path: str, root: nn.Module, adapter: Adapter, tokens: Tokens) -> list[Site]:
+    """The adapter's; of a model that is not built as the adapter knows it, its attention modules with the reason."""
+    try:
+        return adapter.sites(path, root, tokens)
+    except AttributeError as error:
+        reason = f"{type(root).__name__} is not built as the tested one: {error}"
+        inner = [(name, m) for name, m in root.named_modules() if families.looks_like_attention(m)]
+        return [Site(".".join(filter(None, (path, name))), m, "attention", "", reason=reason) for name, m in inner]
+
+
+def _choose(recipe: Recipe, site: Site, adapter: Adapter) -> Choice:
+    family, fitting = adapter.family, []
     for rule in recipe.rules:
         if rule.fits(site.path, site.kind, family, site.role, site.layer, site.depth):
             fitting.append(rule)
@@ -66,6 +81,8 @@ def _choose(recipe: Recipe, site: Site, family: str) -> Choice:
         if cannot:
             accepted = ", ".join(sorted(site.kernels)) or "none"
             choice.reason = f"{cannot[0]} cannot go here; kernels that can: {accepted}"
+        elif not adapter.denoises and any(rule.steps is not None for rule in fitting):
+            choice.reason = "steps: this model has no denoising steps"
     return choice
 
 
@@ -78,7 +95,7 @@ def put_in_place(made: Made, report: Report) -> None:
     apply_all([edit for _, edits in made for edit in edits])
     for root, edits in made:
         vars(root)[STATE] = _Applied(edits, report)
-    report.holders = tuple(root for root, _ in made)
+    report.holders = tuple(weakref.ref(root) for root, _ in made)
 
 
 @dataclasses.dataclass(eq=False)
@@ -88,9 +105,21 @@ class _Applied:
     edits: list[Edit]
     report: Report
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Applied:
+        made = _Applied(copy.deepcopy(self.edits, memo), copy.deepcopy(self.report, memo))
+        memo[id(self)] = made
+        return made
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "an accelerated model cannot be pickled: restore it first, or save its state_dict() and the recipe"
+        )
+
 
 def _prepare(model: Any, recipe: Any, grid: Any, text: Any) -> tuple[Report, Made]:
     recipe = Recipe.of(recipe)
+    grid = None if grid is None else grid_sizes(grid, "grid", 1)
+    text = None if text is None else whole(text, "text", 0)
     rows: list[Choice] = []
     made: Made = []
     known: set[int] = set()
@@ -99,7 +128,7 @@ def _prepare(model: Any, recipe: Any, grid: Any, text: Any) -> tuple[Report, Mad
     disabled = os.environ.get("SACCADE_DISABLE", "0") not in ("", "0")
     for path, root, adapter in _roots(model):
         tokens = adapter.tokens(grid, text)
-        choices = [_choose(recipe, site, adapter.family) for site in adapter.sites(path, root, tokens)]
+        choices = [_choose(recipe, site, adapter) for site in _sites(path, root, adapter, tokens)]
         if disabled:
             for choice in choices:
                 choice.reason = "SACCADE_DISABLE is set"
@@ -117,7 +146,20 @@ def _prepare(model: Any, recipe: Any, grid: Any, text: Any) -> tuple[Report, Mad
                 sizes[adapter.family] = f"{said}; {tokens}"
         rows += choices
     rows += [Choice(site, "", (), site.reason) for site in _strangers(model, known)]
-    return Report(recipe, tuple(Row.of(row) for row in rows), sizes, tuple(extra.contexts)), made
+    report = Report(
+        recipe, tuple(Row.of(row) for row in rows), sizes, tuple(extra.contexts), unused=_unused(recipe, rows)
+    )
+    return report, made
+
+
+def _unused(recipe: Recipe, rows: list[Choice]) -> tuple[str, ...]:
+    """Rules that would save work in one of the model's families, and found no site there."""
+    found: dict[str, None] = {}
+    for rule in recipe.rules:
+        of = [row for row in rows if row.family and fnmatchcase(row.family, rule.family)]
+        if of and rule.kernel not in ("stock", "dense", "rotary") and not any(rule in row.rules for row in of):
+            found[f"{rule.kernel} in {', '.join(dict.fromkeys(row.family for row in of))}"] = None
+    return tuple(found)
 
 
 def _applied(model: Any) -> list[tuple[nn.Module, _Applied]]:
@@ -130,7 +172,7 @@ def _applied(model: Any) -> list[tuple[nn.Module, _Applied]]:
 def plan(
     model: Any, recipe: Any = "lossless", *, grid: tuple[int, int, int] | None = None, text: int | None = None
 ) -> Report:
-    """What `accelerate` would do, without touching anything.
+    """What `accelerate` would do. Nothing is changed; what an accelerated model holds is taken out and put back.
 
     Args:
         model: an nn.Module, a PEFT wrapper of one, or a diffusers pipeline.
@@ -144,6 +186,7 @@ def plan(
 
     Raises:
         ValueError, TypeError: naming the argument, what came and what is accepted.
+        RuntimeError: where another patch lies on top of a swap.
 
     Example:
         >>> import saccade
@@ -196,7 +239,7 @@ def accelerate(
     except BaseException:
         for root, state in before:
             put_in_place([(root, state.edits)], state.report)
-            state.report.holders = tuple(holder for holder, _ in before)
+            state.report.holders = tuple(weakref.ref(holder) for holder, _ in before)
         raise
     return report
 

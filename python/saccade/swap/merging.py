@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from saccade._arguments import number
 from saccade.merge.merge import merge
 from saccade.merge.modules import TokenMerger
 from saccade.merge.schedule import MergeSchedule, cut, share
 
-__all__ = ["Merging", "schedule_of"]
+__all__ = ["Merging", "Sizes", "lacking", "merge_between", "schedule_of", "weighted_mean"]
 
 Tensor = torch.Tensor
+Sizes = tuple[Tensor | None, Tensor | None]
+"""size [B, N, 1] and log(size) [B, 1, N]; None while every token is one."""
+
+
+def lacking(params: Mapping[str, Any]) -> str | None:
+    """Why a rule for merging does not say enough; or None."""
+    return None if "keep" in params or "r" in params else "keep or r is needed"
 
 
 def schedule_of(r: Any, layers: int, prefix: int) -> MergeSchedule:
@@ -125,3 +133,21 @@ class Merging:
 def _runs(amounts: Sequence[int]) -> str:
     low, high = min(amounts), max(amounts)
     return f"{low} fewer after each attention" if low == high else f"{low} to {high} fewer after each attention"
+
+
+def merge_between(blocks: Iterable[Any], x: Tensor, merging: Merging, *, checkpointed: bool) -> tuple[Tensor, Sizes]:
+    """Run blocks that merge: block(x, merging=, r=, sizes=) -> (x, sizes). Before the first merge they run as stock."""
+    sizes: Sizes = (None, None)
+    for one, r in zip(blocks, merging.amounts(x.shape[1]), strict=True):
+        if sizes[0] is None and r == 0:
+            x = checkpoint(one, x, use_reentrant=False) if checkpointed else one(x)
+        elif checkpointed:
+            x, sizes = checkpoint(one, x, merging=merging, r=r, sizes=sizes, use_reentrant=False)
+        else:
+            x, sizes = one(x, merging=merging, r=r, sizes=sizes)
+    return x, sizes
+
+
+def weighted_mean(x: Tensor, size: Tensor) -> Tensor:
+    """The mean [B, D] of rows x [B, M, D], each counted `size` [B, M, 1] times."""
+    return ((x * size).sum(1) / size.sum(1)).to(x.dtype)

@@ -12,21 +12,17 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from saccade.swap.edit import Attribute, Edit, method
 from saccade.swap.families import looks_like_attention
-from saccade.swap.merging import Merging
+from saccade.swap.merging import Merging, Sizes, lacking, merge_between, weighted_mean
 from saccade.swap.site import Adapter, Choice, Extra, Site
-from saccade.swap.source import fingerprint
+from saccade.swap.source import replaced, untested
 from saccade.swap.tokens import Tokens
 
 __all__ = ["ADAPTERS"]
 
 Tensor = torch.Tensor
-Sizes = tuple[Tensor | None, Tensor | None]
-"""size [B, N, 1] and log(size) [B, 1, N]; None while every token is one."""
-
 _MERGING = "_saccade_merging"
 _PREFIX = 1  # a class token is always there
 # Fingerprints of the sources that are replaced or relied on.
@@ -77,23 +73,15 @@ def _pooled(self: Any, x: Tensor, size: Tensor, bias: Tensor | None) -> tuple[Te
 def _mean(self: Any, x: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
     if self.pool_type != "avg":
         return self._global_pool(x)  # type: ignore[no-any-return]
-    rows, count = x[:, _PREFIX:], size[:, _PREFIX:]
-    return ((rows * count).sum(1) / count.sum(1)).to(x.dtype), rows
+    rows = x[:, _PREFIX:]
+    return weighted_mean(rows, size[:, _PREFIX:]), rows
 
 
 def _transformer(self: Any, x: Tensor, attn_mask: Tensor | None = None, *, merging: Merging | None = None) -> Any:
     """Transformer.forward; with `merging` it merges, and returns the sizes too."""
     if merging is None:
         return type(self).forward(self, x, attn_mask=attn_mask)
-    sizes: Sizes = (None, None)
-    for one, r in zip(self.resblocks, merging.amounts(x.shape[1]), strict=True):
-        if sizes[0] is None and r == 0:
-            x = checkpoint(one, x, use_reentrant=False) if self.grad_checkpointing else one(x)
-        elif self.grad_checkpointing:
-            x, sizes = checkpoint(one, x, merging=merging, r=r, sizes=sizes, use_reentrant=False)
-        else:
-            x, sizes = one(x, merging=merging, r=r, sizes=sizes)
-    return x, sizes
+    return merge_between(self.resblocks, x, merging, checkpointed=self.grad_checkpointing)
 
 
 def _block(
@@ -166,12 +154,10 @@ def _reason(module: Any, path: str, *names: str) -> str | None:
     """Why methods of one module are not those that were tested, or None."""
     for name in names:
         function = getattr(type(module), name, None)
-        found = fingerprint(function) if callable(function) else "missing"
         what = getattr(function, "__qualname__", name)
-        if found not in _TESTED.get(what, ()):
-            return f"{path}: {what} has an untested source ({found}); tested: {_VERSIONS}"
-        if name in vars(module):
-            return f"{path}: its {name} was replaced by someone else"
+        reason = untested(what, function, _TESTED, _VERSIONS) or replaced(module, name)
+        if reason is not None:
+            return f"{path}: {reason}"
     return None
 
 
@@ -200,7 +186,8 @@ def _tower_reason(root: Any) -> str | None:
 def _attention_reason(attn: Any, path: str) -> str | None:
     if not getattr(attn, "batch_first", False):
         return f"{path}: expected an nn.MultiheadAttention with batch_first=True, got {type(attn).__name__}"
-    return f"{path}: its forward was replaced by someone else" if "forward" in vars(attn) else None
+    reason = replaced(attn)
+    return None if reason is None else f"{path}: {reason}"
 
 
 def _mlp_ratio(tower: Any) -> float:
@@ -242,6 +229,9 @@ class Vision(Adapter):
         """Merging, where it was chosen."""
         merge = next((choice for choice in choices if choice.site.kind == "merge"), None)
         if merge is None:
+            return []
+        merge.reason = lacking(merge.rules[0].params)
+        if merge.reason is not None:
             return []
         tower, at = root.transformer, f"{path}." if path else ""
         merging = Merging.of(merge.rules[0].params, len(tower.resblocks), _PREFIX)

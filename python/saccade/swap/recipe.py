@@ -111,8 +111,8 @@ class Rule:
         object.__setattr__(self, "params", _params(self.kernel, self.params))
         if self.kind != "attention" and self.steps is not None:
             raise ValueError(f"steps: {self.kernel} is the same at every step; only attention changes with the step")
-        if self.kind != "attention" and self.layers is not None:
-            raise ValueError(f"layers: {self.kernel} is for a whole model; only attention can differ between layers")
+        if self.kind == "rotary" and self.layers is not None:
+            raise ValueError("layers: rotary is for a whole model")
         object.__setattr__(self, "layers", _interval(self.layers, "layers", None))
         object.__setattr__(self, "steps", _interval(self.steps, "steps", 0))  # how many there will be is not known
 
@@ -147,8 +147,9 @@ def _params(kernel: str, given: Any) -> dict[str, Any]:
         raise ValueError(f"params: {kernel} takes one of window and density, got both")
     params = {name: _plain(value, f"params.{name}") for name, value in given.items()}
     for name, value in params.items():
-        if name in _CHECKS:
-            _CHECKS[name](value, f"params.{name}")
+        check = _share if (kernel, name) == ("merge", "keep") else _CHECKS.get(name)
+        if check is not None:
+            check(value, f"params.{name}")
     return params
 
 
@@ -167,7 +168,10 @@ def _interval(value: Any, name: str, least: int | None) -> tuple[int, int | None
     if not isinstance(value, (list, tuple)) or len(value) != 2:
         raise TypeError(f"{name}: expected [first, last), got {value!r}")
     first, last = whole(value[0], f"{name}[0]", 0), value[1]
-    return first, None if last is None else whole(last, f"{name}[1]", least)
+    last = None if last is None else whole(last, f"{name}[1]", least)
+    if last is not None and 0 <= last <= first:
+        raise ValueError(f"{name}: expected [first, last) with first below last, got {value!r}")
+    return first, last
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import json
 import os
 import re
+import weakref
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,7 +73,8 @@ class Report:
         rows: one for each site, in the model's order.
         sizes: what the estimates assume, for each family.
         contexts: of the models; each has notes.
-        holders: the modules that remember how to undo them.
+        holders: weak references to the modules that remember how to undo them.
+        unused: rules of patterns or of merging that speak of one of the model's families, and found no site.
     """
 
     recipe: Recipe
@@ -78,12 +82,22 @@ class Report:
     sizes: dict[str, str] = field(default_factory=dict)
     contexts: tuple[Any, ...] = field(default=(), repr=False)
     holders: tuple[Any, ...] = field(default=(), repr=False)
+    unused: tuple[str, ...] = ()
 
     @property
     def applied(self) -> bool:
         """Whether its swaps, or some of them, are in place."""
-        states = (vars(holder).get(STATE) for holder in self.holders)
+        holders = [holder() for holder in self.holders]
+        states = [vars(holder).get(STATE) for holder in holders if holder is not None]
         return any(state is not None and state.report is self for state in states)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Report:
+        """With a copied model: its report, of those roots alone that are copied."""
+        made = dataclasses.replace(self, contexts=copy.deepcopy(self.contexts, memo), holders=())
+        memo[id(self)] = made
+        roots = [memo[id(root)] for holder in self.holders if (root := holder()) is not None and id(root) in memo]
+        made.holders = tuple(weakref.ref(root) for root in roots)
+        return made
 
     @property
     def swapped(self) -> tuple[Row, ...]:
@@ -109,7 +123,7 @@ class Report:
         """Tell the swapped model its denoising step, where it cannot find out (None: it counts timesteps again)."""
         for context in self.contexts:
             if isinstance(context, Context):
-                context.fixed_step = step
+                context.steps.told = step
         if step is None:
             self.reset()
 
@@ -126,6 +140,7 @@ class Report:
             "applied": self.applied,
             "assumed": self.sizes,
             "sites": [vars(row) for row in self.rows],
+            "unused": list(self.unused),
             "notes": list(self.notes),
         }
         text = json.dumps(data, indent=2) + "\n"
@@ -160,7 +175,8 @@ class Report:
         """What the estimates assume, and what could not be served while the model ran."""
         sizes = "; ".join(f"{family}: {size} tokens" for family, size in self.sizes.items())
         found = [f"estimates: one forward of one sample in bf16, linear layers left out; {sizes}"] if sizes else []
-        return [*found, *(f"note: {note}" for note in self.notes)]
+        unused = [f"no site: {rule}" for rule in self.unused]
+        return [*found, *unused, *(f"note: {note}" for note in self.notes)]
 
     def __str__(self) -> str:
         lines, remarks = self.lines()

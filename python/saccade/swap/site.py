@@ -106,6 +106,11 @@ class Adapter:
     grid: tuple[int, int, int] = (1, 1, 1)
     text: int = 0
 
+    @property
+    def denoises(self) -> bool:
+        """Whether its models run once for each denoising step."""
+        return self.package == "diffusers"
+
     def sites(self, path: str, root: nn.Module, tokens: Tokens) -> list[Site]:
         """Every attention site below a root, and the sites of other kinds, refused ones with their reason. Nothing is changed."""
         raise NotImplementedError

@@ -8,10 +8,12 @@ import hashlib
 import inspect
 import textwrap
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-__all__ = ["SwapRefused", "fingerprint", "with_globals"]
+from torch import nn
+
+__all__ = ["SwapRefused", "fingerprint", "is_bare", "replaced", "untested", "with_globals"]
 
 # Fields that do not change what a function does, or that differ between versions of Python.
 _IGNORED = frozenset({"annotation", "returns", "decorator_list", "ctx", "kind", "type_comment", "type_params"})
@@ -48,6 +50,34 @@ def fingerprint(function: Callable[..., Any]) -> str:
     except (OSError, TypeError, SyntaxError):
         return "no source"
     return hashlib.sha256(_canonical(tree.body[0]).encode()).hexdigest()[:16]
+
+
+def untested(name: str, function: Any, tested: Mapping[str, Collection[str]], versions: str) -> str | None:
+    """Why a function cannot be relied on: its source is not among those of `name` that were tested; or None."""
+    found = fingerprint(function) if callable(function) else "missing"
+    return None if found in tested.get(name, ()) else f"{name} has an untested source ({found}); tested: {versions}"
+
+
+def _is_own(value: Any, module: nn.Module, name: str) -> bool:
+    """Whether a value is the class's method, bound to the instance."""
+    function = getattr(type(module), name, None)
+    return getattr(value, "__self__", None) is module and getattr(value, "__func__", None) is function
+
+
+def is_bare(module: nn.Module, name: str = "forward") -> bool:
+    """Whether a method of an instance is its class's; hooks that were removed leave it bound in the instance."""
+    return name not in vars(module) or _is_own(vars(module)[name], module, name)
+
+
+def replaced(module: nn.Module, *names: str) -> str | None:
+    """Why methods of an instance (its forward, where no name is given) are not those of its class; or None."""
+    taken = [name for name in names or ("forward",) if not is_bare(module, name)]
+    if not taken:
+        return None
+    around = "_hf_hook" in vars(module) and _is_own(vars(module).get("_old_forward"), module, "forward")
+    if taken == ["forward"] and around:
+        return "accelerate's hooks lie around its forward"
+    return f"its {', '.join(taken)} was replaced by someone else"
 
 
 def with_globals(function: types.FunctionType, **replacements: Any) -> types.FunctionType:

@@ -18,11 +18,11 @@ from saccade.swap.attend import Context, attends
 from saccade.swap.edit import Attribute, Edit, method
 from saccade.swap.engine import put_in_place, restore
 from saccade.swap.families import looks_like_attention
-from saccade.swap.merging import Merging, schedule_of
+from saccade.swap.merging import Merging, lacking, schedule_of
 from saccade.swap.recipe import Recipe, Rule
 from saccade.swap.report import Report, Row
 from saccade.swap.site import Adapter, Choice, Extra, Site
-from saccade.swap.source import SwapRefused, fingerprint
+from saccade.swap.source import SwapRefused, replaced, untested
 from saccade.swap.tokens import Tokens
 
 __all__ = ["ADAPTERS", "Merged", "merge_tokens", "restore"]
@@ -47,14 +47,9 @@ _MODEL: dict[str, Callable[..., Any]] = {
 
 
 def _unknown(what: str, function: Any) -> str | None:
-    found = fingerprint(function) if callable(function) else "missing"
+    """By the name that the function has in the model's own class."""
     name = getattr(function, "__qualname__", what)
-    return None if found in _TESTED[what] else f"{name} has an untested source ({found}); tested is {_VERSIONS}"
-
-
-def _taken(module: nn.Module, *names: str) -> str | None:
-    taken = [name for name in names if name in vars(module)]
-    return f"its {', '.join(taken)} was replaced by someone else" if taken else None
+    return untested(name, function, {name: _TESTED[what]}, _VERSIONS)
 
 
 def _model_reason(model: Any) -> str | None:
@@ -65,10 +60,10 @@ def _model_reason(model: Any) -> str | None:
         if reason is not None:
             return reason
     scope = getattr(type(model).pool, "__globals__", {})
-    reason = _unknown("global_pool_nlc", scope.get("global_pool_nlc")) or _taken(model, *_MODEL, "forward_head")
+    reason = _unknown("global_pool_nlc", scope.get("global_pool_nlc")) or replaced(model, *_MODEL, "forward_head")
     pool = model.attn_pool
     if reason is None and pool is not None:
-        reason = _unknown("attn_pool", type(pool).forward) or _taken(pool, "forward")
+        reason = _unknown("attn_pool", type(pool).forward) or replaced(pool)
         if reason is None and pool.pos_embed is not None:
             reason = "its attention pooling has positions of its own, which merged tokens do not have"
     return reason
@@ -80,7 +75,7 @@ def _reason(model: Any) -> str | None:
     if reason is not None:
         return f"{type(model).__name__}: {reason}"
     for i, one in enumerate(model.blocks):
-        reason = _unknown("block", type(one).forward) or _taken(one, "forward")
+        reason = _unknown("block", type(one).forward) or replaced(one)
         if reason is not None:
             return f"blocks.{i} ({type(one).__name__}): {reason}"
         reason = _attention_reason(one.attn)
@@ -90,7 +85,7 @@ def _reason(model: Any) -> str | None:
 
 
 def _attention_reason(attention: nn.Module) -> str | None:
-    return _unknown("attention", type(attention).forward) or _taken(attention, "forward")
+    return _unknown("attention", type(attention).forward) or replaced(attention)
 
 
 def _dense_reason(attention: Any) -> str | None:
@@ -157,6 +152,9 @@ class Timm(Adapter):
         for chosen in choices:
             site = chosen.site
             if site.kind == "merge":
+                chosen.reason = lacking(chosen.rules[0].params)
+                if chosen.reason is not None:
+                    continue
                 merging = Merging.of(chosen.rules[0].params, len(root.blocks), int(root.num_prefix_tokens))
                 tokens, width = root.patch_embed.num_patches + int(root.num_prefix_tokens), root.embed_dim
                 inner = getattr(getattr(root.blocks[0].mlp, "fc1", None), "out_features", 4 * width)

@@ -10,18 +10,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch.utils.checkpoint import checkpoint
 
 from saccade.swap.attend import Attend
-from saccade.swap.merging import Merging
+from saccade.swap.decline import decline
+from saccade.swap.merging import Merging, Sizes, merge_between, weighted_mean
 
 __all__ = ["ATTEND", "MERGING", "attention", "block", "forward", "forward_features", "pool"]
 
 Tensor = torch.Tensor
 MERGING = "_saccade_merging"  # an attribute of the model
 ATTEND = "_saccade_attend"  # an attribute of an attention
-Sizes = tuple[Tensor | None, Tensor | None]
-"""size [B, N, 1] and log(size) [B, 1, N]; None while every token is one."""
 
 
 def attention(
@@ -36,8 +34,11 @@ def attention(
     """timm's attention; with `keys` also the keys [B, H, N, D] that it compared, and `bias` [B, 1, N] or None is added to their scores."""
     attend: Attend | None = vars(self).get(ATTEND)
     dropout = self.attn_drop.p if self.training else 0.0
+    masked = attn_mask is not None or is_causal
+    if attend is not None and (dropout or masked):
+        decline(attend, "the model gave a mask" if masked else f"attention dropout of {dropout} in training")
     ours = attend is not None and not dropout
-    if not keys and (not ours or attn_mask is not None or is_causal):
+    if not keys and (not ours or masked):
         return type(self).forward(self, x, attn_mask=attn_mask, is_causal=is_causal)
     batch, tokens, _ = x.shape
     gate = self.gate(x).sigmoid() if self.gate is not None else None
@@ -96,15 +97,7 @@ def forward_features(self: Any, x: Tensor, attn_mask: Tensor | None = None, is_c
         )
     merging: Merging = vars(self)[MERGING]
     x = self.norm_pre(self.patch_drop(self._pos_embed(self.patch_embed(x))))
-    sizes: Sizes = (None, None)
-    for one, r in zip(self.blocks, merging.amounts(x.shape[1]), strict=True):
-        if sizes[0] is None and r == 0:
-            x = checkpoint(one, x, use_reentrant=False) if self.grad_checkpointing else one(x)
-        elif self.grad_checkpointing:
-            x, sizes = checkpoint(one, x, merging=merging, r=r, sizes=sizes, use_reentrant=False)
-        else:
-            x, sizes = one(x, merging=merging, r=r, sizes=sizes)
-    merging.size = sizes[0]
+    x, (merging.size, _) = merge_between(self.blocks, x, merging, checkpointed=self.grad_checkpointing)
     return self.norm(x)  # type: ignore[no-any-return]
 
 
@@ -131,5 +124,5 @@ def pool(self: Any, x: Tensor, pool_type: str | None = None) -> Tensor:
     if self.attn_pool is not None:
         bias = size.log().transpose(1, 2)[:, None].to(x.dtype) if merging.proportional else None
         return self.attn_pool(x, attn_mask=bias)  # type: ignore[no-any-return]
-    mean = ((x * size).sum(1) / size.sum(1)).to(x.dtype)
+    mean = weighted_mean(x, size)
     return mean if kind == "avg" else 0.5 * (x.amax(dim=1) + mean)

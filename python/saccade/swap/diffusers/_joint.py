@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -10,9 +11,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from saccade.rope import RopeSpec, apply_rope, qk_norm_rope
-from saccade.swap.attend import Context, attends
+from saccade.swap.attend import Attend, Context
+from saccade.swap.diffusers._place import FUSED, place
 from saccade.swap.diffusers._processor import Processor, Watch, is_bare, processor_reason, rotary_reason
-from saccade.swap.edit import Attribute, Edit, PreHook
+from saccade.swap.diffusers._tables import turned_pairs
+from saccade.swap.edit import Edit
 from saccade.swap.recipe import ATTENTION
 from saccade.swap.site import Adapter, Choice, Extra, Site
 from saccade.swap.source import fingerprint
@@ -27,7 +30,14 @@ _NORMS = {"RMSNorm": ({"ee403ba66f30b653", "2f239401b869fa64"}, False), "MochiRM
 
 
 class JointProcessor(Processor):
-    """A processor of joint attention. A rotation comes as tables, as in stock, or as (positions [S, 3], anything)."""
+    """A processor of joint attention. A rotation comes as tables, as in stock, or as (positions [S, 3], anything).
+
+    Attributes:
+        known: classes of norms whose source is known -> whether the output has the dtype of the input whatever the weight's. Looked up
+            when the processor is put in place: compiled code reads no source.
+    """
+
+    known: Mapping[type, bool] = MappingProxyType({})
 
     def turn(
         self,
@@ -56,7 +66,8 @@ class JointProcessor(Processor):
             return q, k
         positions = F.pad(rotary[0].t(), (before, after)).to(q.device)  # nothing turns at position 0
         q, k = q.transpose(1, 2), k.transpose(1, 2)
-        if not spec.learned and _readable(norms[0], q) and _readable(norms[1], k) and norms[0].eps == norms[1].eps:
+        readable = all(_readable(norm, x, self.known) for norm, x in zip(norms, (q, k), strict=True))
+        if not spec.learned and readable and norms[0].eps == norms[1].eps:
             weights = (norms[0].weight, norms[1].weight)
             q, turned = qk_norm_rope(q, k, positions, spec, *weights, eps=norms[0].eps)
         else:
@@ -68,9 +79,8 @@ class JointProcessor(Processor):
     def turned(self, x: Tensor, cos: Tensor, sin: Tensor, before: int, after: int) -> Tensor:
         """Interleaved pairs of x [B, before + S + after, H, D] turned by tables [S, D] in which each angle stands twice."""
         middle = x[:, before : x.shape[1] - after]
-        even, odd = middle.float().unflatten(-1, (-1, 2)).unbind(-1)
         cos, sin = (t.to(x.device)[None, :, None, 0::2] for t in (cos, sin))
-        out = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2).type_as(x)
+        out = turned_pairs(middle.float(), cos, sin).type_as(x)
         return torch.cat((x[:, :before], out, x[:, x.shape[1] - after :]), 1) if before or after else out
 
     def joint(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, stock_mask: Tensor | None) -> Tensor:
@@ -100,20 +110,30 @@ def zero_rows(x: Tensor, mask: Tensor) -> Tensor:
     return x.masked_fill(~mask[..., None], 0)
 
 
-def _readable(norm: Any, x: Tensor) -> bool:
+def known_norms(modules: Iterable[nn.Module]) -> dict[type, bool]:
+    """Of the norms right below attention modules: see `JointProcessor.known`."""
+    classes = {type(norm) for module in modules for norm in module.children() if type(norm).__name__ in _NORMS}
+    found = {}
+    for cls in classes:
+        sources, keeps = _NORMS[cls.__name__]
+        if cls.__module__.partition(".")[0] == "diffusers" and fingerprint(cls.forward) in sources:
+            found[cls] = keeps
+    return found
+
+
+def _readable(norm: Any, x: Tensor, known: Mapping[type, bool]) -> bool:
     """Whether a norm is a known RMS norm whose weight may be read, and multiplies as the kernel does."""
-    tested = _NORMS.get(type(norm).__name__)
-    if tested is None or type(norm).__module__.partition(".")[0] != "diffusers":
+    if type(norm) not in known:
         return False
     if norm._forward_hooks or norm._forward_pre_hooks or not is_bare(norm) or getattr(norm, "bias", None) is not None:
         return False
-    (sources, keeps), weight = tested, norm.weight
+    weight, keeps = norm.weight, known[type(norm)]
     if weight is not None:
         if type(weight) is not nn.Parameter or weight.device != x.device:
             return False
         if weight.dtype != x.dtype and not (keeps and weight.dtype == torch.float32):
             return False
-    return torch.compiler.is_compiling() or fingerprint(type(norm).forward) in sources
+    return True
 
 
 def table_reason(module: Any, tested: dict[str, set[str]], versions: str, spec: Callable[[], RopeSpec]) -> str | None:
@@ -135,7 +155,7 @@ def table_reason(module: Any, tested: dict[str, set[str]], versions: str, spec: 
 
 
 class JointAdapter(Adapter):
-    """Sites and edits of a root whose blocks attend jointly. Subclasses say which modules, and what turns.
+    """Sites and edits of a root whose blocks attend jointly. Subclasses say which modules, and what turns. Nothing merges there.
 
     Attributes:
         tested, versions: sources that are known.
@@ -144,11 +164,12 @@ class JointAdapter(Adapter):
         rotary_change: for the report.
     """
 
+    package = "diffusers"
     tested: ClassVar[dict[str, set[str]]]
     versions: ClassVar[str] = "diffusers 0.36 to 0.42"
     arguments: ClassVar[tuple[str, ...]]
     processor: ClassVar[type[JointProcessor]]
-    rotary_change: ClassVar[str] = "norm and rotation of q and k in one pass, no tables"
+    rotary_change: ClassVar[str] = FUSED
 
     def joint(self, root: Any) -> list[tuple[str, Any]]:
         """(path from the root, module) of each joint attention, in the order of layers."""
@@ -206,24 +227,19 @@ class JointAdapter(Adapter):
 
     def edits(self, path: str, root: Any, choices: Sequence[Choice], extra: Extra) -> list[Edit]:
         """A processor for each chosen attention; for all of them where the rotation is fused."""
-        context = Context()
-        edits: list[Edit] = []
-        rotary = next((choice for choice in choices if choice.site.kind == "rotary"), None)
-        chosen = {choice.site.path: choice for choice in choices if choice.site.kind == "attention"}
-        spec = None if rotary is None else self.spec(root)
         at = f"{path}." if path else ""
-        if rotary is not None:
-            rotary.change = self.rotary_change
-            edits += self.rotary_edits(at, root)
-        for name, module in self.joint(root):
-            choice = chosen.get(at + name)
-            if choice is None and rotary is None:
-                continue
-            attend = attends(context, choice.rules if choice else (), at + name)
-            edits.append(Attribute(at + name, module, "processor", self.processor(module.processor, attend, spec)))
-            if choice is not None:
-                choice.change = "processor"
-        if edits:
-            extra.contexts.append(context)
-            edits.append(PreHook(path, root, self.watch(root, context, rotary, extra.pipeline)))
-        return edits
+        modules = self.joint(root)
+        known = known_norms(module for _, module in modules)
+
+        def make(stock: Any, attend: Attend, spec: RopeSpec | None) -> JointProcessor:
+            processor = self.processor(stock, attend, spec)
+            processor.known = known
+            return processor
+
+        return place(
+            path, root, choices, extra, make, [(at + name, module) for name, module in modules],
+            spec_of=lambda: self.spec(root),
+            rotary_edits=lambda: self.rotary_edits(at, root),
+            watch=lambda context, rotary: self.watch(root, context, rotary, extra.pipeline),
+            rotary_change=self.rotary_change,
+        )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The edits of a family whose root turns all of its video self-attention by the tables of one module."""
+"""The edits of a family: a processor for each attention of the video, the rotation that they share, and the root's hook."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from torch import nn
 
 from saccade.rope import RopeSpec
 from saccade.swap.attend import Attend, Context, attends
+from saccade.swap.diffusers._merging import MergingProcessor, merging_of
 from saccade.swap.diffusers._processor import Processor, Watch
-from saccade.swap.edit import Attribute, Edit, PreHook, method
+from saccade.swap.edit import Attribute, Edit, PreHook
 from saccade.swap.site import Choice, Extra
-from saccade.swap.tokens import Tokens
 
-__all__ = ["place"]
+__all__ = ["FUSED", "place"]
+
+FUSED = "norm and rotation of q and k in one pass, no tables"
 
 
 def place(
@@ -24,38 +26,50 @@ def place(
     extra: Extra,
     make: Callable[[Any, Attend, RopeSpec | None], Processor],
     sites: Sequence[tuple[str, Any]],
-    positions: Callable[..., Any],
-    spec_of: Callable[[], RopeSpec],
-    watch: tuple[Callable[..., Tokens | None], tuple[str, ...]],
+    spec_of: Callable[[], RopeSpec | None],
+    rotary_edits: Callable[[], Sequence[Edit]],
+    watch: Callable[[Context, Choice | None], Watch],
+    rotary_change: str = FUSED,
 ) -> list[Edit]:
-    """The edits of a family whose root has one module `rope` for all of its self-attention.
+    """The edits of a family whose root turns all of its video attention alike.
 
     Args:
         path, root, choices, extra: as `Adapter.edits` gets them.
         make: the family's processor, of the stock one, what attention does, and the rotation.
-        sites: path and module of each self-attention.
-        positions: takes the place of `rope.forward` where the rotation is fused.
-        spec_of: the rotation.
-        watch: `tokens_of` and `names` of `Watch`.
+        sites: path and module of each attention that can be swapped.
+        spec_of: the rotation, where it is fused; None: it comes with each call.
+        rotary_edits: what makes positions come in place of tables.
+        watch: the root's hook, of the context and the choice of the rotation.
+        rotary_change: for the report.
     """
     context = Context()
     edits: list[Edit] = []
     rotary = next((choice for choice in choices if choice.site.kind == "rotary"), None)
-    chosen = {choice.site.path: choice for choice in choices if choice.site.kind == "attention"}
+    chosen, merges = (
+        {choice.site.path: choice for choice in choices if choice.site.kind == kind} for kind in ("attention", "merge")
+    )
+    if rotary is not None and rotary.rules[0].params:
+        names = ", ".join(sorted(rotary.rules[0].params))
+        rotary.reason = (
+            f"params.{names}: the positions of this family follow from the grid; there are no others to take"
+        )
+        rotary = None
     spec = None if rotary is None else spec_of()
     if rotary is not None:
-        rotary.change = "norm and rotation of q and k in one pass, no tables"
-        rope = rotary.site.module
-        edits.append(Attribute(rotary.site.path, rope, "forward", method(positions, rope)))
+        rotary.change = rotary_change
+        edits += rotary_edits()
     for name, attn in sites:
         choice = chosen.get(name)
-        if choice is None and spec is None:
+        merging = merging_of(merges.get(name), choice, context)
+        if choice is None and rotary is None and merging is None:
             continue
-        attend = attends(context, choice.rules if choice else (), name)
-        edits.append(Attribute(name, attn, "processor", make(attn.processor, attend, spec)))
+        processor = make(attn.processor, attends(context, choice.rules if choice else (), name), spec)
+        if isinstance(processor, MergingProcessor):
+            processor.merging = merging
+        edits.append(Attribute(name, attn, "processor", processor))
         if choice is not None:
             choice.change = "processor"
     if edits:
         extra.contexts.append(context)
-        edits.append(PreHook(path, root, Watch(context, *watch, extra.pipeline)))
+        edits.append(PreHook(path, root, watch(context, rotary)))
     return edits

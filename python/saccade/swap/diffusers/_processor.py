@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -97,7 +98,8 @@ class Processor:
         if self.spec is None or not all(plain_rms_norm(norm) for norm in norms):
             return None
         dtypes = {norm.weight.dtype for norm in norms}
-        return norms if len(dtypes) == 1 and dtypes <= {q.dtype, torch.float32} else None
+        alike = len(dtypes) == 1 and norms[0].eps == norms[1].eps
+        return norms if alike and dtypes <= {q.dtype, torch.float32} else None
 
     def _attend(
         self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, stock: Callable[[], Tensor] | None
@@ -236,19 +238,28 @@ class Watch:
     def __init__(
         self, context: Context, tokens_of: Callable[..., Tokens | None], names: tuple[str, ...], pipeline: Any
     ) -> None:
-        self.context, self.tokens_of, self.names, self.pipeline = context, tokens_of, names, pipeline
+        self.context, self.tokens_of, self.names = context, tokens_of, names
+        self.pipeline = None if pipeline is None else weakref.ref(pipeline)  # the transformer may outlive it
+        self._schedule: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy of the model is in no pipeline: it counts timesteps."""
-        return {**vars(self), "pipeline": None}
+        return {**vars(self), "pipeline": None, "_schedule": None}
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """See the class."""
         given = {**dict(zip(self.names, args, strict=False)), **kwargs}
-        scheduler = getattr(self.pipeline, "scheduler", None)
-        step = None
-        if scheduler is not None and hasattr(scheduler, "step_index"):
-            step = scheduler.step_index or 0
         device = given["hidden_states"].device
-        self.context.begin(self.tokens_of(root, given), device, given.get("timestep"), step)
+        self.context.begin(self.tokens_of(root, given), device, given.get("timestep"), self._index())
+
+    def _index(self) -> int | None:
+        """The step by the pipeline's scheduler. One that counts none (CogVideoX) makes new timesteps for each video."""
+        scheduler = getattr(None if self.pipeline is None else self.pipeline(), "scheduler", None)
+        if scheduler is not None and hasattr(scheduler, "step_index"):
+            return scheduler.step_index or 0
+        schedule = getattr(scheduler, "timesteps", None)
+        if self._schedule is not None and schedule is not self._schedule:
+            self.context.reset()
+        self._schedule = schedule
+        return None

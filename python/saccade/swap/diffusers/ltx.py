@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from saccade.rope import ltx
+from saccade.swap.diffusers._merging import MASKED, MergingProcessor, merge_site
 from saccade.swap.diffusers._place import place
-from saccade.swap.diffusers._processor import Processor, indices, processor_reason, project, rotary_reason
-from saccade.swap.edit import Edit
+from saccade.swap.diffusers._processor import Watch, indices, processor_reason, project, rotary_reason
+from saccade.swap.edit import Attribute, Edit, method
 from saccade.swap.recipe import ATTENTION
 from saccade.swap.site import Adapter, Choice, Extra, Site
 from saccade.swap.tokens import Tokens
@@ -31,7 +32,7 @@ _ARGUMENTS = (
 )  # fmt: skip
 
 
-class LTXProcessor(Processor):
+class LTXProcessor(MergingProcessor):
     """Self-attention of an LTX block."""
 
     def __init__(self, *args: Any) -> None:
@@ -49,20 +50,22 @@ class LTXProcessor(Processor):
         """hidden_states [B, S, C] -> [B, S, C]."""
         if encoder_hidden_states is not None:
             return self.stock(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)  # type: ignore[no-any-return]
-        q, k, v = project(attn, hidden_states)
+        rows = self.rows(hidden_states, None if attention_mask is None else MASKED)
+        q, k, v = project(attn, rows.hidden)
         norms = self.norms(attn, q)
         if norms is None:
             q, k = attn.norm_q(q), attn.norm_k(k)
         if self.spec is None and image_rotary_emb is not None:
-            q, k = self._turn(q, image_rotary_emb), self._turn(k, image_rotary_emb)
+            tables = rows.tables(image_rotary_emb, 1)  # [B, S, C]
+            q, k = self._turn(q, tables), self._turn(k, tables)
         q, k, v = (x.unflatten(2, (attn.heads, -1)) for x in (q, k, v))  # [B, S, H, D]
         if self.spec is not None and image_rotary_emb is not None:
-            q, k = self.rotate(q, k, image_rotary_emb[0].permute(2, 0, 1), norms, "row")  # [3, B, S]
+            q, k = self.rotate(q, k, rows.positions(image_rotary_emb[0].permute(2, 0, 1)), norms, "row")  # [3, B, S]
         if attention_mask is None:
-            out = self.attention(q, k, v)
+            out = self.among(rows, q, k, v)
         else:
             out = self.masked(q, k, v, query_mask(attn, attention_mask, *hidden_states.shape[:2]))
-        return attn.to_out[1](attn.to_out[0](out.flatten(2, 3).to(q.dtype)))  # type: ignore[no-any-return]
+        return rows.back(attn.to_out[1](attn.to_out[0](out.flatten(2, 3).to(q.dtype))))
 
 
 def query_mask(attn: Any, mask: Tensor, batch: int, tokens: int) -> Tensor:
@@ -108,6 +111,7 @@ class LTX(Adapter):
     """LTXVideoTransformer3DModel. Cross-attention, with the prompt's mask, stays stock."""
 
     family = "ltx"
+    package = "diffusers"
     roots = ("LTXVideoTransformer3DModel",)
     grid = (21, 16, 22)  # 161 frames at 512 x 704
     text = 128
@@ -117,7 +121,7 @@ class LTX(Adapter):
         return Tokens(grid or self.grid)
 
     def sites(self, path: str, root: Any, tokens: Tokens) -> list[Site]:
-        """The rotation, and self- and cross-attention of each block."""
+        """The rotation, self- and cross-attention of each block, and merging around the former."""
         at = f"{path}." if path else ""
         heads, width = root.config.num_attention_heads, root.config.attention_head_dim
         shape: dict[str, Any] = {"heads": heads, "kv_heads": heads, "head_dim": width}
@@ -129,6 +133,7 @@ class LTX(Adapter):
             reason = processor_reason(block.attn1, _TESTED, _VERSIONS)
             reasons += [reason] if reason else []
             found.append(Site(f"{name}.attn1", block.attn1, "attention", "self", ATTENTION, reason=reason, **common))
+            found.append(merge_site(f"{name}.attn1", block.attn1, tokens.length, i, depth, reason))
             common["tokens"] = (tokens.length, self.text)
             found.append(Site(f"{name}.attn2", block.attn2, "attention", "cross", **common))
         reason = reasons[0] if reasons else _rope_reason(root, stock)
@@ -141,12 +146,16 @@ class LTX(Adapter):
         at = f"{path}." if path else ""
         blocks = enumerate(root.transformer_blocks)
         attentions = [(f"{at}transformer_blocks.{i}.attn1", block.attn1) for i, block in blocks]
-        config, watch = root.config, (_tokens_of, _ARGUMENTS)
+        config = root.config
 
         def spec() -> Any:
             return ltx(config.attention_head_dim, config.num_attention_heads, base=root.rope.theta)
 
-        return place(path, root, choices, extra, LTXProcessor, attentions, _positions, spec, watch)
+        return place(
+            path, root, choices, extra, LTXProcessor, attentions, spec,
+            rotary_edits=lambda: [Attribute(f"{at}rope", root.rope, "forward", method(_positions, root.rope))],
+            watch=lambda context, _: Watch(context, _tokens_of, _ARGUMENTS, extra.pipeline),
+        )  # fmt: skip
 
 
 def _rope_reason(root: Any, stock: Any) -> str | None:

@@ -9,10 +9,11 @@ import torch
 
 from saccade.rope import RopeSpec, ltx2
 from saccade.swap.attend import Attend
+from saccade.swap.diffusers._merging import MASKED, MergingProcessor, Rows, merge_site
 from saccade.swap.diffusers._place import place
-from saccade.swap.diffusers._processor import Processor, processor_reason, project, rotary_reason
+from saccade.swap.diffusers._processor import Watch, processor_reason, project, rotary_reason
 from saccade.swap.diffusers.ltx import query_mask
-from saccade.swap.edit import Edit
+from saccade.swap.edit import Attribute, Edit, method
 from saccade.swap.recipe import ATTENTION
 from saccade.swap.site import Adapter, Choice, Extra, Site
 from saccade.swap.tokens import Tokens
@@ -41,7 +42,7 @@ _OTHERS = {
 }  # fmt: skip
 
 
-class LTX2Processor(Processor):
+class LTX2Processor(MergingProcessor):
     """Video self-attention of an LTX-2 block."""
 
     def __init__(self, *args: Any) -> None:
@@ -63,28 +64,32 @@ class LTX2Processor(Processor):
             return self.stock(  # type: ignore[no-any-return]
                 attn, hidden_states, encoder_hidden_states, attention_mask, query_rotary_emb, key_rotary_emb
             )
-        out, _ = self._attention(attn, hidden_states, attention_mask, query_rotary_emb)
-        return _finished(attn, hidden_states, out)
+        rows = self.rows(hidden_states, None if attention_mask is None else MASKED)
+        out, _ = self._attention(attn, rows, attention_mask, query_rotary_emb)
+        return rows.back(_finished(attn, rows.hidden, out))
 
     def _attention(
-        self, attn: Any, hidden: Tensor, mask: Tensor | None, rotary: tuple[Tensor, Tensor] | None
+        self, attn: Any, rows: Rows, mask: Tensor | None, rotary: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, Tensor]:
-        """What attention gives, and the values, both [B, S, C]."""
-        q, k, v = project(attn, hidden)
+        """What attention gives, and the values, both [B, M, C] of the rows."""
+        q, k, v = project(attn, rows.hidden)
         norms = self.norms(attn, q)
         if norms is None:
             q, k = attn.norm_q(q), attn.norm_k(k)
         if self.spec is None and rotary is not None:
-            turn = self._turn[attn.rope_type]
-            q, k = turn(q, rotary), turn(k, rotary)
+            turn, tables = (
+                self._turn[attn.rope_type],
+                rows.tables(rotary, rotary[0].ndim - 2),
+            )  # [B, S, C], [B, H, S, D / 2]
+            q, k = turn(q, tables), turn(k, tables)
         values = v
         q, k, v = (x.unflatten(2, (attn.heads, -1)) for x in (q, k, v))  # [B, S, H, D]
         if self.spec is not None and rotary is not None:
-            q, k = self.rotate(q, k, rotary[0].permute(2, 0, 1), norms, "row")  # [3, B, S]
+            q, k = self.rotate(q, k, rows.positions(rotary[0].permute(2, 0, 1)), norms, "row")  # [3, B, S]
         if mask is None:
-            out = self.attention(q, k, v)
+            out = self.among(rows, q, k, v)
         else:
-            out = self.masked(q, k, v, query_mask(attn, mask, *hidden.shape[:2]))
+            out = self.masked(q, k, v, query_mask(attn, mask, *rows.hidden.shape[:2]))
         return out.flatten(2, 3).to(q.dtype), values
 
 
@@ -110,10 +115,14 @@ class LTX2PerturbedProcessor(LTX2Processor):
                 attn, hidden_states, encoder_hidden_states, attention_mask, query_rotary_emb, key_rotary_emb,
                 perturbation_mask, all_perturbed,
             )  # fmt: skip
-        out, values = self._attention(attn, hidden_states, attention_mask, query_rotary_emb)
+        blocked = None if attention_mask is None else MASKED
+        if perturbation_mask is not None and perturbation_mask.shape[1] != 1:
+            blocked = "the perturbation differs from token to token"
+        rows = self.rows(hidden_states, blocked)
+        out, values = self._attention(attn, rows, attention_mask, query_rotary_emb)
         if perturbation_mask is not None:
             out = torch.lerp(values, out, perturbation_mask)
-        return _finished(attn, hidden_states, out)
+        return rows.back(_finished(attn, rows.hidden, out))
 
 
 def _finished(attn: Any, hidden: Tensor, out: Tensor) -> Tensor:
@@ -148,6 +157,7 @@ class LTX2(Adapter):
     """LTX2VideoTransformer3DModel. Audio, text and audio-video attention stays stock: those sequences are short."""
 
     family = "ltx2"
+    package = "diffusers"
     roots = ("LTX2VideoTransformer3DModel",)
     grid = (16, 16, 24)  # 121 frames at 512 x 768
     text = 1024
@@ -158,7 +168,7 @@ class LTX2(Adapter):
         return Tokens(grid or self.grid)
 
     def sites(self, path: str, root: Any, tokens: Tokens) -> list[Site]:
-        """The video's rotation, and all six attention modules of each block."""
+        """The video's rotation, all six attention modules of each block, and merging around the video's own."""
         at = f"{path}." if path else ""
         heads, width = root.config.num_attention_heads, root.config.attention_head_dim
         shape: dict[str, Any] = {"heads": heads, "kv_heads": heads, "head_dim": width}
@@ -173,6 +183,7 @@ class LTX2(Adapter):
             found.append(
                 Site(f"{name}.attn1", block.attn1, "attention", "self", ATTENTION, reason=reason, **shape, **common)
             )
+            found.append(merge_site(f"{name}.attn1", block.attn1, tokens.length, i, depth, reason))
             for other, role in _OTHERS.items():
                 attn = getattr(block, other)
                 common["tokens"] = self._lengths(other, tokens.length)
@@ -193,13 +204,17 @@ class LTX2(Adapter):
         at = f"{path}." if path else ""
         blocks = enumerate(root.transformer_blocks)
         attentions = [(f"{at}transformer_blocks.{i}.attn1", block.attn1) for i, block in blocks]
-        config, watch = root.config, (_tokens_of, _ARGUMENTS)
+        config = root.config
 
         def spec() -> Any:
             rope = root.rope
             return ltx2(config.attention_head_dim, config.num_attention_heads, layout=rope.rope_type, base=rope.theta)
 
-        return place(path, root, choices, extra, _processor, attentions, _positions, spec, watch)
+        return place(
+            path, root, choices, extra, _processor, attentions, spec,
+            rotary_edits=lambda: [Attribute(f"{at}rope", root.rope, "forward", method(_positions, root.rope))],
+            watch=lambda context, _: Watch(context, _tokens_of, _ARGUMENTS, extra.pipeline),
+        )  # fmt: skip
 
 
 def _processor(stock: Any, attend: Attend, spec: RopeSpec | None) -> LTX2Processor:

@@ -12,6 +12,7 @@ from saccade.rope import RopeSpec, mochi, mochi_positions
 from saccade.swap.attend import sdpa
 from saccade.swap.diffusers._joint import JointAdapter, JointProcessor, zero_rows
 from saccade.swap.diffusers._processor import rotary_reason
+from saccade.swap.diffusers._tables import turned_pairs
 from saccade.swap.edit import Attribute, Edit
 from saccade.swap.tokens import Tokens
 
@@ -66,8 +67,7 @@ class MochiProcessor(JointProcessor):
 
     def turned(self, x: Tensor, cos: Tensor, sin: Tensor, before: int, after: int) -> Tensor:
         """Interleaved pairs of x [B, S, H, D] turned by tables [S, H, D / 2]."""
-        even, odd = x[..., 0::2].float(), x[..., 1::2].float()
-        return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).type_as(x)
+        return turned_pairs(x.float(), cos, sin).type_as(x)
 
     def _stock(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, parallel: Any) -> Tensor:
         """Each sample on its own, [B, S, H, D], so that torch may take a kernel without mask; compiled: all, with a mask."""

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 
 from saccade.rope import RopeSpec, wan
+from saccade.swap.diffusers._merging import MASKED, MergingProcessor, merge_site
 from saccade.swap.diffusers._place import place
-from saccade.swap.diffusers._processor import Processor, indices, processor_reason, project, rotary_reason
-from saccade.swap.edit import Edit
+from saccade.swap.diffusers._processor import Watch, indices, processor_reason, project, rotary_reason
+from saccade.swap.diffusers._tables import turned_pairs
+from saccade.swap.edit import Attribute, Edit, method
 from saccade.swap.recipe import ATTENTION
 from saccade.swap.site import Adapter, Choice, Extra, Site
 from saccade.swap.tokens import Tokens
@@ -28,7 +30,7 @@ _ARGUMENTS = ("hidden_states", "timestep", "encoder_hidden_states")
 _TEXT = 512
 
 
-class WanProcessor(Processor):
+class WanProcessor(MergingProcessor):
     """Self-attention of a Wan block."""
 
     def __call__(
@@ -42,25 +44,20 @@ class WanProcessor(Processor):
         """hidden_states [B, S, C] -> [B, S, C]."""
         if encoder_hidden_states is not None:
             return self.stock(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)  # type: ignore[no-any-return]
-        q, k, v = project(attn, hidden_states)
+        rows = self.rows(hidden_states, None if attention_mask is None else MASKED)
+        q, k, v = project(attn, rows.hidden)
         norms = self.norms(attn, q)
         if norms is None:
             q, k = attn.norm_q(q), attn.norm_k(k)
         q, k, v = (x.unflatten(2, (attn.heads, -1)) for x in (q, k, v))  # [B, S, H, D]
         if self.spec is not None and rotary_emb is not None:
-            positions = rotary_emb[0][0, :, 0].t()  # [3, S]
+            positions = rows.positions(rotary_emb[0][0, :, 0].t())  # [3, S], or [3, B, M] of merged rows
             q, k = self.rotate(q, k, positions, norms, "row")
         elif rotary_emb is not None:
-            q, k = _turned(q, *rotary_emb), _turned(k, *rotary_emb)
-        out = self.attention(q, k, v) if attention_mask is None else self.masked(q, k, v, attention_mask)
-        return attn.to_out[1](attn.to_out[0](out.flatten(2, 3).type_as(q)))  # type: ignore[no-any-return]
-
-
-def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Interleaved pairs of x [B, S, H, D] turned by tables [1, S, 1, D] in which each angle stands twice."""
-    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
-    cos, sin = cos[..., 0::2], sin[..., 1::2]
-    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).type_as(x)
+            cos, sin = rows.tables(rotary_emb, 1)  # [1 or B, S, 1, D], each angle twice
+            q, k = (turned_pairs(x, cos[..., 0::2], sin[..., 1::2]).type_as(x) for x in (q, k))
+        out = self.among(rows, q, k, v) if attention_mask is None else self.masked(q, k, v, attention_mask)
+        return rows.back(attn.to_out[1](attn.to_out[0](out.flatten(2, 3).type_as(q))))
 
 
 def _positions(self: Any, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
@@ -91,6 +88,7 @@ class Wan(Adapter):
     """Text-to-video, image-to-video, both experts of Wan 2.2, VACE and Animate. Cross-attention (text, image, face) stays stock."""
 
     family = "wan"
+    package = "diffusers"
     roots = ("WanTransformer3DModel", "WanVACETransformer3DModel", "WanAnimateTransformer3DModel")
     grid = (21, 30, 52)  # 81 frames at 480 x 832
 
@@ -99,7 +97,7 @@ class Wan(Adapter):
         return Tokens(grid or self.grid)
 
     def sites(self, path: str, root: Any, tokens: Tokens) -> list[Site]:
-        """The rotation, and self- and cross-attention of each block."""
+        """The rotation, self- and cross-attention of each block, and merging around the former."""
         at = f"{path}." if path else ""
         heads, width = root.config.num_attention_heads, root.config.attention_head_dim
         shape: dict[str, Any] = {"heads": heads, "kv_heads": heads, "head_dim": width}
@@ -112,12 +110,13 @@ class Wan(Adapter):
             reasons += [reason] if reason else []
             common["tokens"] = video
             found.append(Site(f"{name}.attn1", block.attn1, "attention", "self", ATTENTION, reason=reason, **common))
+            found.append(merge_site(f"{name}.attn1", block.attn1, tokens.length, layer, depth, reason))
             common["tokens"] = (tokens.length, _TEXT)
             found.append(Site(f"{name}.attn2", block.attn2, "attention", "cross", **common))
         for i, face in enumerate(getattr(root, "face_adapter", ())):
             found.append(Site(f"{at}face_adapter.{i}", face, "attention", "cross"))
         reason = reasons[0] if reasons else rotary_reason(root.rope, _TESTED, _VERSIONS) or _table_reason(root)
-        turned = (tokens.length * sum(site.role == "self" for site in found),) * 2
+        turned = (tokens.length * sum(site.kind == "merge" for site in found),) * 2
         name, kernels = f"{at}rope", frozenset({"rotary"})
         return [Site(name, root.rope, "rotary", "self", kernels, reason=reason, tokens=turned, **shape), *found]
 
@@ -125,9 +124,11 @@ class Wan(Adapter):
         """A processor for each chosen self-attention; all of them where the rotation is fused."""
         at = f"{path}." if path else ""
         attentions = [(f"{at}{name}.attn1", block.attn1) for name, block, _ in _blocks(root)]
-        watch = (_tokens_of, _ARGUMENTS)
         return place(
-            path, root, choices, extra, WanProcessor, attentions, _positions, lambda: _spec(root), watch
+            path, root, choices, extra, WanProcessor, attentions,
+            spec_of=lambda: _spec(root),
+            rotary_edits=lambda: [Attribute(f"{at}rope", root.rope, "forward", method(_positions, root.rope))],
+            watch=lambda context, _: Watch(context, _tokens_of, _ARGUMENTS, extra.pipeline),
         )  # fmt: skip
 
 

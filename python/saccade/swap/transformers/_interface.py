@@ -19,10 +19,11 @@ from torch import nn
 
 from saccade.attention import sparse_attention
 from saccade.swap.attend import Attend, Context, dense_layout
+from saccade.swap.decline import decline
 from saccade.swap.edit import Attribute, Edit, method
-from saccade.swap.source import fingerprint, with_globals
+from saccade.swap.source import replaced, untested, with_globals
 
-__all__ = ["Call", "KeyBias", "Watch", "attention_edits", "forward_reason", "source_reason"]
+__all__ = ["Call", "KeyBias", "Watch", "attention_edits", "forward_reason"]
 
 Tensor = torch.Tensor
 _STATE = "_saccade_attention"
@@ -100,16 +101,28 @@ def _attention(
     """q, k, v [B, H, S, D] -> ([B, S, H, D], weights or None; the keys [B, H, S, D] where `mask` is a `KeyBias`)."""
     state: _State = vars(module)[_STATE]
     merging = type(mask) is KeyBias
+    given = None if merging else mask
+    if state.attend is not None:
+        reason = _unserved(given, dropout, state.call.weights, kwargs)
+        if reason is not None:
+            decline(state.attend, reason)
+        elif not merging or mask.bias is None:
+            out = state.attend(q, k, v, scale=scaling).transpose(1, 2)
+            return out, k if merging else None
     if merging and mask.bias is not None:
         return _biased(q, k, v, mask.bias, scaling, dropout), k
-    given = None if merging else mask
-    plain = given is None and not dropout and not kwargs.get("is_causal") and kwargs.get("cu_seq_lens_q") is None
-    if state.attend is not None and plain and not state.call.weights:
-        out = state.attend(q, k, v, scale=scaling).transpose(1, 2)
-        return out, k if merging else None
     stock = registry.get_interface(name, default)
     out, weights = stock(module, q, k, v, given, scaling=scaling, dropout=dropout, **kwargs)
     return out, k if merging else weights
+
+
+def _unserved(mask: Any, dropout: float, weights: bool, more: dict[str, Any]) -> str | None:
+    """Why only stock attention can serve a call, or None."""
+    if mask is not None or more.get("is_causal") or more.get("cu_seq_lens_q") is not None:
+        return "the model gave a mask"
+    if weights:
+        return "attention maps were asked for"
+    return f"attention dropout of {dropout} in training" if dropout else None
 
 
 def _biased(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float | None, dropout: float) -> Tensor:
@@ -140,16 +153,10 @@ def attention_edits(path: str, module: nn.Module, call: Call, attend: Attend | N
     ]
 
 
-def source_reason(what: str, function: Any, tested: dict[str, set[str]], versions: str) -> str | None:
-    """Why a function is not known; or None."""
-    found = fingerprint(function) if callable(function) else "missing"
-    return None if found in tested.get(what, ()) else f"{what} has an untested source ({found}); tested: {versions}"
-
-
 def forward_reason(module: nn.Module, tested: dict[str, set[str]], versions: str) -> str | None:
     """Why the forward of a module cannot be replaced; or None."""
     cls = type(module)
-    reason = source_reason(f"{cls.__name__}.forward", cls.forward, tested, versions)
-    if reason is None and "forward" in vars(module):
-        return f"the forward of this {cls.__name__} was replaced by someone else"
+    reason = untested(f"{cls.__name__}.forward", cls.forward, tested, versions)
+    if reason is None and (reason := replaced(module)) is not None:
+        reason = f"{cls.__name__}: {reason}"
     return reason

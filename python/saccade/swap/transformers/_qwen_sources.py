@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from saccade.swap.source import fingerprint
+from saccade.swap.source import replaced, untested
 
 __all__ = ["attention_functions", "forward_of", "reason_of", "tower_functions"]
 
@@ -98,6 +98,12 @@ def model_functions(model: nn.Module) -> dict[str, Callable[..., Any] | None]:
     return _methods(model, "forward", "get_rope_index", "compute_3d_position_ids")
 
 
+def merging_functions(model: nn.Module) -> dict[str, Callable[..., Any] | None]:
+    """What hands embeddings, positions and mask to the language model, and the language model itself."""
+    text: Any = model.language_model
+    return {**_methods(model, "forward", "compute_3d_position_ids"), **_methods(text, "forward")}
+
+
 def offset_functions(tower: nn.Module) -> dict[str, Callable[..., Any] | None]:
     """What computes the offsets of frames and windows, and takes them computed."""
     names = ("get_vision_attention_seqlens", "get_vision_window_index")
@@ -108,10 +114,7 @@ def offset_functions(tower: nn.Module) -> dict[str, Callable[..., Any] | None]:
 def reason_of(functions: Mapping[str, Any], *modules: nn.Module) -> str | None:
     """Why a site cannot be swapped: a function is not one that was tested, or a module has another forward; or None."""
     for name, function in functions.items():
-        found = fingerprint(function) if callable(function) else "missing"
-        if found not in _TESTED.get(name, ()):
-            return f"{name} has an untested source ({found}); tested: {VERSIONS}"
-    for module in modules:
-        if "forward" in vars(module):
-            return "its forward was replaced by someone else"
-    return None
+        reason = untested(name, function, _TESTED, VERSIONS)
+        if reason is not None:
+            return reason
+    return next(filter(None, map(replaced, modules)), None)

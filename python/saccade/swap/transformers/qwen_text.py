@@ -10,6 +10,7 @@ from torch import nn
 
 from saccade.swap.edit import Attribute, Edit, method
 from saccade.swap.site import Adapter, Choice, Extra, Site
+from saccade.swap.source import replaced
 from saccade.swap.tokens import Tokens
 from saccade.swap.transformers import _qwen_sources as sources
 from saccade.swap.transformers import qwen_rotary as rotary
@@ -21,6 +22,7 @@ __all__ = ["ADAPTERS", "QwenText"]
 class QwenText(Adapter):
     """One of the three. Attention stays stock: its masks, caches and sliding windows are transformers' own."""
 
+    package = "transformers"
     grid = (8, 24, 24)  # patches, as of the vision tower
     text = 128
 
@@ -105,8 +107,7 @@ def _owner(model: Any, root: nn.Module) -> tuple[tuple[str, nn.Module] | None, s
     for path, module in model.named_modules() if isinstance(model, nn.Module) else ():
         if getattr(module, "language_model", None) is root and hasattr(type(module), "get_rope_index"):
             reason = sources.reason_of(sources.model_functions(module))
-            if reason is None and "get_rope_index" in vars(module):
-                reason = "get_rope_index was replaced by someone else"
+            reason = reason or replaced(module, "get_rope_index")
             return (None, reason) if reason else ((path, module), None)
     return None, "positions: the model that computes them is not here; give the whole model"
 

@@ -19,6 +19,7 @@ __all__ = ["ADAPTERS", "QwenVision"]
 class QwenVision(Adapter):
     """One of the three towers. Its tokens are patches, before 2 x 2 of them become one token of the language model."""
 
+    package = "transformers"
     grid = (8, 24, 24)
 
     def __init__(self, family: str, root: str) -> None:
@@ -55,8 +56,6 @@ class QwenVision(Adapter):
         edits: list[Edit] = []
         turn = None
         for choice in choices:
-            if any(rule.steps is not None for rule in choice.rules):
-                choice.reason = "steps are of a denoiser; this model has none"
             if choice.site.kind != "rotary":
                 continue
             if choice.rules[0].params:

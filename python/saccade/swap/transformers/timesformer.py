@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from saccade.swap.attend import Attend, Context, attends
+from saccade.swap.decline import decline
 from saccade.swap.edit import Attribute, Edit, method
 from saccade.swap.families import looks_like_attention
 from saccade.swap.site import Adapter, Choice, Extra, Site
@@ -30,12 +31,17 @@ _TESTED: dict[str, set[str]] = {"TimesformerSelfAttention.forward": {"eba60cd0f1
 
 def _forward(self: Any, hidden_states: Tensor, output_attentions: bool = False) -> tuple[Tensor, ...]:
     """hidden_states [B, S, C] -> ([B, S, C],); with attention maps, or dropout in training, as the class has it."""
-    if output_attentions or (self.training and self.attn_drop.p > 0):
+    attend: Attend = vars(self)[_STATE]
+    dropout = self.attn_drop.p if self.training else 0.0
+    if output_attentions or dropout:
+        decline(
+            attend,
+            "attention maps were asked for" if output_attentions else f"attention dropout of {dropout} in training",
+        )
         return type(self).forward(self, hidden_states, output_attentions)  # type: ignore[no-any-return]
     batch, tokens, width = hidden_states.shape
     qkv = self.qkv(hidden_states).view(batch, tokens, 3, self.num_heads, width // self.num_heads)
     q, k, v = (x.transpose(1, 2) for x in qkv.unbind(2))  # [B, H, S, D]
-    attend: Attend = vars(self)[_STATE]
     return (attend(q, k, v, scale=self.scale).transpose(1, 2).reshape(batch, tokens, width),)
 
 

@@ -15,11 +15,12 @@ from torch import nn
 from saccade.swap.attend import attends
 from saccade.swap.edit import Attribute, Edit, PreHook, method
 from saccade.swap.families import looks_like_attention
-from saccade.swap.merging import Merging
+from saccade.swap.merging import Merging, lacking
 from saccade.swap.site import Adapter, Choice, Extra, Site
+from saccade.swap.source import untested
 from saccade.swap.tokens import Tokens
 from saccade.swap.transformers import _tower_merging as forwards
-from saccade.swap.transformers._interface import Call, Watch, attention_edits, forward_reason, source_reason
+from saccade.swap.transformers._interface import Call, Watch, attention_edits, forward_reason
 from saccade.swap.transformers._text import Text
 
 __all__ = ["ADAPTERS"]
@@ -99,6 +100,13 @@ class Tower(Adapter):
         """Merging, where the family has it, and every attention: of the layers, and of a pooling head."""
         at = f"{path}." if path else ""
         layers = list(self._layers(root))
+        if not layers:
+            reason = f"{type(root).__name__} holds no layers where they are in the tested {_VERSIONS}"
+            return [
+                Site(at + name, module, "attention", "vision", reason=reason)
+                for name, module in root.named_modules()
+                if looks_like_attention(module)
+            ]
         of_layer = {id(one.get_submodule(self.attention)): i for i, one in enumerate(layers)}
         frames = tokens.grid[0]
         count = tokens.video + self.prefix * (1 if self.joint else frames)
@@ -131,6 +139,9 @@ class Tower(Adapter):
         merge = next((choice for choice in choices if choice.site.kind == "merge"), None)
         chosen = {id(choice.site.module): choice for choice in choices if choice.site.kind == "attention"}
         at = f"{path}." if path else ""
+        if merge is not None:
+            merge.reason = lacking(merge.rules[0].params)
+            merge = merge if merge.reason is None else None
         call, edits = Call(), []
         names = {id(module): name for name, module in root.named_modules()}
         layers = list(self._layers(root))
@@ -173,7 +184,7 @@ class Tower(Adapter):
             ("install_output_capuring_hook", capture.__globals__.get("install_output_capuring_hook")),
             ("GradientCheckpointingLayer.__init_subclass__", base.__init_subclass__.__func__),
         ):
-            reason = source_reason(what, function, _TESTED, _VERSIONS)
+            reason = untested(what, function, _TESTED, _VERSIONS)
             if reason is not None:
                 return reason
         return None
