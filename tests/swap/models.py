@@ -65,13 +65,13 @@ def check_lossless(
 ) -> Any:
     """Outputs within twice, gradients within three times stock's own error against float64; and `expect` sites were swapped.
 
-    Errors of gradients are the largest of two random losses, over all parameters of one kind (the same name in every block): that of
+    Errors of gradients are the largest of two random losses (of six, where those of two do not settle it), over all parameters of one kind (the same name in every block): that of
     one small tensor is rounding of a few sums, and the luck of one draw. `double` is the float64 twin (a deep copy where None).
     """
     exact = copy.deepcopy(model).double() if double is None else double
     budgets: dict[str, float] = {}
     errors: dict[str, float] = {}
-    for seed in (1, 2):
+    for seed in range(1, 7):
         want, want_grads = run(exact, in_double(given), backward=True, seed=seed)
         stock, stock_grads = run(model, given, backward=True, seed=seed)
         with saccade.accelerated(model, recipe) as report:
@@ -85,6 +85,8 @@ def check_lossless(
             for name, grad in grads.items():
                 kind = re.split(r"\d+\.", name)[-1]
                 found[kind] = max(found.get(kind, 0.0), float((grad.double() - want_grads[name]).abs().max()))
+        if seed > 1 and all(error <= 3 * budgets[kind] for kind, error in errors.items()):
+            break
     for kind, error in errors.items():
         assert error <= 3 * budgets[kind], f"gradient of {kind}: error {error:.3e}, stock {budgets[kind]:.3e}"
     return report

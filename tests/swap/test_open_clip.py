@@ -249,6 +249,23 @@ def test_lora(first):
     assert "forward" not in vars(model.transformer.resblocks[0])
 
 
+def test_without_an_amount():
+    report = saccade.accelerate(make(), rule())
+    assert not report.applied and [row.reason for row in report.skipped] == ["keep or r is needed"]
+
+
+def test_hooks_of_accelerate():
+    hooks = pytest.importorskip("accelerate.hooks")
+    model = make()
+    for block in model.transformer.resblocks:
+        for module in (block, block.attn):
+            hooks.add_hook_to_module(module, hooks.ModelHook())
+    (row,) = saccade.plan(model, "balanced").skipped
+    assert row.reason == "resblocks.0: accelerate's hooks lie around its forward"
+    hooks.remove_hook_from_module(model, recurse=True)
+    assert len(saccade.plan(model, "balanced").swapped) == 1
+
+
 # ---- in and out ------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("variant", ["plain", "coca", "every_scale"])
 def test_restore(variant):

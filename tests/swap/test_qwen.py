@@ -222,7 +222,7 @@ def test_one_patched_attention(family, model):
     """It keeps its forward, the others are called once; the rotation is all or nothing."""
     tower = copy.deepcopy(model.model.visual)
     given, attn = qwen.tower_inputs(), tower.blocks[1].attn
-    attn.forward = types.MethodType(type(attn).forward, attn)
+    attn.forward = types.MethodType(lambda self, *args, **kwargs: type(self).forward(self, *args, **kwargs), attn)
     before = attn.forward
     with saccade.accelerated(tower) as report:
         assert attn.forward is before
@@ -231,6 +231,16 @@ def test_one_patched_attention(family, model):
     assert all("replaced by someone else" in row.reason for row in report.skipped)
     assert len(report.swapped) == len(tower.blocks) - 1
     torch.testing.assert_close(ours, logits(tower, given), rtol=1e-4, atol=1e-4)
+
+
+def test_what_hooks_left_behind(family, model):
+    """accelerate leaves the class's forward bound in the instance: the same sites are swapped."""
+    hooks = pytest.importorskip("accelerate.hooks")
+    own = copy.deepcopy(model)
+    hooks.add_hook_to_module(own.model.visual.blocks[1].attn, hooks.ModelHook())
+    assert any("accelerate's hooks lie around its forward" in row.reason for row in saccade.plan(own).skipped)
+    hooks.remove_hook_from_module(own, recurse=True)
+    assert [row.path for row in saccade.plan(own).swapped] == [row.path for row in saccade.plan(model).swapped]
 
 
 def test_frequencies_that_the_config_does_not_tell(family, model):

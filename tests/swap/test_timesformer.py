@@ -70,6 +70,21 @@ def test_attention_maps_and_dropout_are_those_of_stock():
         assert torch.equal(models.run(model, given)[0], stock)
 
 
+@pytest.mark.parametrize("kind", ["maps", "dropout"])
+def test_what_cannot_be_served_is_said(kind):
+    model = models_towers.timesformer(attention_probs_dropout_prob=0.5).train(kind == "dropout")
+    given = {**models_towers.pixels(model), "output_attentions": kind == "maps"}
+    reason = "attention maps were asked for" if kind == "maps" else "attention dropout of 0.5 in training"
+    with torch.no_grad():
+        with saccade.accelerated(model) as report:
+            with pytest.warns(UserWarning, match=reason):
+                model(**given)
+            assert report.notes == (f"dense: {reason}; stock attention ran",)
+        strict = {"rules": [{"kernel": "dense", "on_unsupported": "error"}]}
+        with saccade.accelerated(model, strict), pytest.raises(ValueError, match=reason):
+            model(**given)
+
+
 def test_copies_have_their_own(model):
     given = models_towers.pixels(model)
     original = copy.deepcopy(model)

@@ -224,12 +224,11 @@ def test_lora(first):
 @pytest.mark.parametrize(
     ("params", "error", "message"),
     [
-        ({}, ValueError, "params: merge takes one of keep and r, got neither"),
         ({"keep": 0.5, "r": 3}, ValueError, "params: merge takes one of keep and r, got keep, r"),
-        ({"keep": 0}, ValueError, "params.keep: expected a share, .* got 0"),
-        ({"keep": 1.5}, ValueError, "params.keep: expected a share, above 0 and at most 1, .* got 1.5"),
-        ({"keep": "half"}, TypeError, "params.keep: expected a share, .* got 'half'"),
-        ({"keep": 7}, ValueError, "params.keep: expected a share of the tokens, 0 < keep <= 1, got 7"),
+        ({"keep": 0}, ValueError, "params.keep: expected .* above 0, got 0"),
+        ({"keep": 1.5}, ValueError, "params.keep: expected a share, above 0 and at most 1, got 1.5"),
+        ({"keep": "half"}, TypeError, "params.keep: expected a number.* got 'half'"),
+        ({"keep": 7}, ValueError, "params.keep: expected a share, above 0 and at most 1, got 7"),
         ({"r": -1}, ValueError, "params.r: amounts.0.: .* at least 0, got -1"),
         ({"r": [1] * 5}, ValueError, "params.r: amounts: 5 entries for 4 layers"),
         ({"r": 3, "proportional": 1}, TypeError, "params.proportional: expected True or False, got 1"),
@@ -242,9 +241,48 @@ def test_bad_parameters(model, params, error, message):
     assert attributes(model) == before
 
 
+def test_without_an_amount(model):
+    report = saccade.accelerate(model, rule())
+    assert not report.applied and [row.reason for row in report.skipped] == ["keep or r is needed"]
+
+
+@pytest.mark.parametrize("kind", ["mask", "causal", "dropout"])
+def test_what_cannot_be_served_is_said(kind):
+    model = make(attn_drop_rate=0.25).train(kind == "dropout")
+    x = images()
+    given = {"mask": {"attn_mask": torch.ones(26, 26, dtype=torch.bool)}, "causal": {"is_causal": True}}.get(kind, {})
+    reason = "attention dropout of 0.25 in training" if kind == "dropout" else "the model gave a mask"
+    with torch.no_grad():
+        with saccade.accelerated(model, "lossless") as report:
+            with pytest.warns(UserWarning, match=reason):
+                model.forward_features(x, **given)
+            assert report.notes == (f"dense: {reason}; stock attention ran",)
+        strict = {"rules": [{"kernel": "dense", "on_unsupported": "error"}]}
+        with saccade.accelerated(model, strict), pytest.raises(ValueError, match=reason):
+            model.forward_features(x, **given)
+
+
+def test_hooks_of_accelerate(model):
+    """While they lie around a forward it stays as it is; what they leave behind does not matter."""
+    hooks = pytest.importorskip("accelerate.hooks")
+    for module in (model, model.blocks[1], model.blocks[1].attn):
+        hooks.add_hook_to_module(module, hooks.ModelHook())
+    reasons = {row.path: row.reason for row in saccade.plan(model, "balanced").skipped}
+    assert reasons.keys() == {"blocks", "blocks.1.attn"}
+    assert all("accelerate's hooks lie around its forward" in reason for reason in reasons.values())
+    hooks.remove_hook_from_module(model, recurse=True)
+    x = images()
+    with torch.no_grad(), saccade.accelerated(model, "balanced", strict=True):
+        got = model(x)
+    for module in (model, model.blocks[1], model.blocks[1].attn):
+        del module.forward
+    with torch.no_grad(), saccade.accelerated(model, "balanced"):
+        assert torch.equal(got, model(x))
+
+
 def test_a_recipe_that_fails_leaves_the_one_before(model):
     report = saccade.accelerate(model, rule(r=3))
-    for bad in ("no such preset", rule(), rule(r=[1] * 5)):
+    for bad in ("no such preset", rule(r=[1] * 5)):
         with pytest.raises(ValueError, match="preset|params"):
             saccade.accelerate(model, bad)
         with torch.no_grad():

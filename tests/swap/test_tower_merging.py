@@ -122,16 +122,21 @@ def test_tokens_for_each_layer(model):
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({}, "merge takes one of keep and r, got neither"),
         ({"keep": 0.5, "r": 3}, "merge takes one of keep and r, got keep, r"),
         ({"keep": 1.5}, "keep: expected .*1.5"),
-        ({"keep": 2}, "params.keep: expected a share of the tokens, 0 < keep <= 1, got 2"),
+        ({"keep": 2}, "params.keep: expected a share, above 0 and at most 1, got 2"),
         ({"r": -1}, "params.r: .*-1"),
     ],
 )
 def test_bad_parameters(model, params, message):
     with models.unchanged(model), pytest.raises(ValueError, match=message):
         saccade.accelerate(model, recipe(**params))
+
+
+def test_without_an_amount(model):
+    report = saccade.accelerate(model, recipe())
+    assert not report.applied
+    assert [row.reason for row in report.skipped] == ["keep or r is needed"]
 
 
 # ---- refused ---------------------------------------------------------------------------------------------------------------
@@ -148,6 +153,7 @@ def test_attention_maps_are_asked_for(model):
         assert torch.equal(stock.last_hidden_state, ours.last_hidden_state) and len(ours.attentions) == 4
         assert report.notes == (
             "merge: attention maps were asked for, which merged tokens do not have; no tokens were merged",
+            "dense: attention maps were asked for; stock attention ran",
         )
         strict = recipe(keep=0.3)
         strict["rules"][0]["on_unsupported"] = "error"
@@ -171,7 +177,8 @@ def test_changed_source(model, monkeypatch, part):
 def test_replaced_forward(model):
     own = copy.deepcopy(model)
     layer = next(m for m in own.modules() if type(m).__name__.endswith("Layer"))
-    layer.forward = layer.forward
+    inner = layer.forward
+    layer.forward = lambda *args, **kwargs: inner(*args, **kwargs)
     (row,) = saccade.accelerate(own, recipe(keep=0.3)).skipped
     assert "replaced by someone else" in row.reason
     assert [m for m in own.modules() if "forward" in vars(m)] == [layer]

@@ -110,12 +110,95 @@ def _layer_attention(model):
 def test_replaced_forward_stays(model):
     own = copy.deepcopy(model)
     attention = _layer_attention(own)[1]
-    attention.forward = attention.forward
+    inner = attention.forward
+    attention.forward = lambda *args, **kwargs: inner(*args, **kwargs)
     report = saccade.accelerate(own, DENSE)
     (row,) = report.skipped
     assert "replaced by someone else" in row.reason and len(report.swapped) == 3
     saccade.restore(own)
     assert "forward" in vars(attention)
+
+
+def test_hooks_of_accelerate(model):
+    """While they lie around a forward it stays as it is; what they leave behind does not matter, and `restore` gives it back."""
+    hooks = pytest.importorskip("accelerate.hooks")
+    own = copy.deepcopy(model)
+    attention = _layer_attention(own)[1]
+    hooks.add_hook_to_module(attention, hooks.ModelHook())
+    (row,) = saccade.plan(own, DENSE).skipped
+    assert "accelerate's hooks lie around its forward" in row.reason
+    hooks.remove_hook_from_module(attention)
+    left = vars(attention)["forward"]
+    report = saccade.accelerate(own, DENSE)
+    assert not report.skipped and len(report.swapped) == 4
+    saccade.restore(own)
+    assert vars(attention)["forward"] is left
+
+
+def test_older_layout(model):
+    """A tower whose layers lie one module deeper, as in earlier releases: every attention is listed, with the reason."""
+
+    def forward(self, *args, **kwargs):
+        return self.vision_model(*args, **kwargs)
+
+    cls = type(type(model).__name__, (torch.nn.Module,), {"forward": forward, "__module__": type(model).__module__})
+    old = cls()
+    old.vision_model, old.config = torch.nn.Module(), model.config
+    old.vision_model.inner = torch.nn.ModuleList(_layer_attention(model))
+    rows = saccade.plan(old, "balanced").rows
+    assert {row.path for row in rows} == attention_of(old).keys() and len(rows) == 4
+    assert all("no layers where they are in the tested" in row.reason for row in rows)
+
+
+def test_a_class_of_the_same_name():
+    """Of another package: it is of no known family."""
+
+    class SelfAttention(torch.nn.Module):
+        pass
+
+    names = (
+        "SiglipVisionModel",
+        "Qwen2VLTextModel",
+        "Qwen3VLVisionModel",
+        "Qwen2VLModel",
+        "InternVLModel",
+        "TimesformerModel",
+    )
+    for name in names:
+        other = type(name, (torch.nn.Module,), {})()
+        other.attention = SelfAttention()
+        (row,) = saccade.plan(other, "balanced").rows
+        assert row.path == "attention" and row.reason == "SelfAttention is of no known family"
+
+
+ERROR = {"rules": [{"kernel": "dense", "role": "vision", "on_unsupported": "error"}]}
+
+
+def check_declined(model, given, reason):
+    """Stock runs with one note and one warning; or there is an error, where the rule says so."""
+    with torch.no_grad():
+        with saccade.accelerated(model, DENSE) as report:
+            with pytest.warns(UserWarning, match=reason):
+                model(**given)
+            model(**given)
+            assert report.notes == (f"dense: {reason}; stock attention ran",)
+        with saccade.accelerated(model, ERROR), pytest.raises(ValueError, match=reason):
+            model(**given)
+
+
+def test_what_cannot_be_served_is_said(model):
+    eager = copy.deepcopy(model)
+    eager.set_attn_implementation("eager")
+    given = models_towers.pixels(model)
+    check_declined(eager, {**given, "output_attentions": True}, "attention maps were asked for")
+    if "Vivit" in type(model).__name__:
+        mask = {"attention_mask": torch.ones(2, 33, dtype=torch.long).tril()}
+        check_declined(model, {**given, **mask}, "the model gave a mask")
+
+
+def test_dropout_is_said():
+    model = models_towers.siglip(attention_dropout=0.5).train()
+    check_declined(model, models_towers.pixels(model), "attention dropout of 0.5 in training")
 
 
 def test_attention_maps_are_those_of_stock(model):

@@ -150,6 +150,202 @@ def test_generation_goes_on(qwen):
         torch.testing.assert_close(step, whole[:, i], atol=2e-5, rtol=1e-4)
 
 
+def cached(out) -> dict:
+    """The cache of an output, under the name that this transformers gives it."""
+    name = "past_key_values" if getattr(out, "cache", None) is None else "cache"
+    return {name: out[name]}
+
+
+def decode(model, ids, cache, columns: int | None = None):
+    """Logits of one more token each; with a mask of `columns` and the positions that follow, or with neither."""
+    if columns is None:
+        return model(input_ids=ids, **cache).logits[:, -1]
+    place = torch.full((3, len(ids), 1), columns - 1) + model.model.rope_deltas
+    mask = torch.ones(len(ids), columns, dtype=torch.long)
+    return model(input_ids=ids, attention_mask=mask, position_ids=place, **cache).logits[:, -1]
+
+
+def continued(model, given, ids):
+    """The same logits by one call over prompt and token."""
+    again = dict(given, input_ids=torch.cat([given["input_ids"], ids], 1))
+    again["attention_mask"] = torch.ones_like(again["input_ids"])
+    again["mm_token_type_ids"] = (again["input_ids"] == 91).int() * 2
+    return model(**again).logits[:, -1]
+
+
+def other_prompt():
+    given = prompt()
+    given["pixel_values_videos"] = given["pixel_values_videos"].flip(0)
+    given["input_ids"][:, -3:] = 7
+    return given
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_two_prompts_in_turn(qwen, masked):
+    """Prompt A, prompt B, then a token behind A, and one behind a copy of B."""
+    a, b, ids = prompt(), other_prompt(), torch.tensor([[3], [4]])
+    columns = a["input_ids"].shape[1] + 1 if masked else None
+    with saccade.accelerated(qwen, rule(0.5)), torch.no_grad():
+        want = continued(qwen, a, ids), continued(qwen, b, ids)
+        first, second = cached(qwen(**a)), cached(qwen(**b))
+        copied = copy.deepcopy(second)
+        got = decode(qwen, ids, first, columns), decode(qwen, ids, copied, columns)
+    for one, other in zip(got, want, strict=True):
+        torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-4)
+    assert not torch.allclose(*want, atol=1e-3)
+
+
+def test_decoding_by_hand(qwen):
+    """Without a mask and positions the captioner counts them by the cache, which holds fewer rows than the prompt."""
+    given, ids = prompt(), torch.tensor([[3], [4]])
+    with saccade.accelerated(qwen, rule(0.3)), torch.no_grad():
+        seen = []
+        hook = qwen.model.language_model.layers[0].self_attn.register_forward_pre_hook(
+            lambda m, args, kw: seen.append(kw["position_embeddings"][0][..., -1, :]), with_kwargs=True
+        )
+        want = continued(qwen, given, ids)
+        cache = cached(qwen(**given))
+        steps = [decode(qwen, ids, cache), decode(qwen, ids, cache)]
+        hook.remove()
+    torch.testing.assert_close(steps[0], want, atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(seen[2], seen[0])  # of the token behind the prompt: rotated as in the call over all
+    assert not torch.allclose(seen[3], seen[2], atol=1e-2)
+
+
+def test_caches_that_do_not_fit(qwen):
+    given, ids = prompt(), torch.tensor([[3], [4]])
+    columns = given["input_ids"].shape[1] + 1
+    with saccade.accelerated(qwen, rule(0.5)), torch.no_grad():
+        cache = cached(qwen(**given))
+        with pytest.raises(ValueError, match="attention_mask: expected 2 samples or a multiple, .* got 1"):
+            decode(qwen, ids[:1], copy.deepcopy(cache), columns)
+        cut = copy.deepcopy(cache)
+        for one in cut.values():
+            one.crop(-10)
+        with pytest.raises(ValueError, match="cache: 20 rows are left of a merged prompt of 30"):
+            decode(qwen, ids, cut)
+        ((name, merged),) = cache.items()
+        rebuilt = type(merged)()
+        for i, layer in enumerate(merged.layers):
+            rebuilt.update(layer.keys, layer.values, i)
+        with pytest.raises(ValueError, match="does not know that its prompt was merged"):
+            decode(qwen, ids, {name: rebuilt}, columns)
+
+
+def test_a_cache_that_is_filled_anew(qwen):
+    """What a merged prompt left on a cache does not outlive its rows."""
+    given, ids = prompt(), torch.tensor([[3], [4]])
+    plain = {"input_ids": given["input_ids"][:, :5]}
+    with saccade.accelerated(qwen, rule(0.5)), torch.no_grad():
+        cache = cached(qwen(**given))
+        (merged,) = cache.values()
+        merged.layers = [type(layer)() for layer in merged.layers]
+        qwen.model.rope_deltas = None
+        qwen(**plain, **cache)
+        got = qwen(input_ids=ids, **cache).logits[:, -1]
+        want = qwen(input_ids=torch.cat([plain["input_ids"], ids], 1)).logits[:, -1]
+    torch.testing.assert_close(got, want, atol=2e-5, rtol=1e-4)
+
+
+def test_hidden_states_keep_their_length(qwen):
+    given = prompt()
+    length = given["input_ids"].shape[1]
+    with saccade.accelerated(qwen, rule(0.5)), torch.no_grad():
+        out = qwen(**given, output_hidden_states=True)
+        last = qwen.model(**given).last_hidden_state
+    assert [x.shape[1] for x in out.hidden_states] == [length] * 3
+    assert torch.equal(out.hidden_states[-1], last)
+    assert out.hidden_states[1][0].unique(dim=0).shape[0] == length - 16
+    embeds = qwen.model.language_model.embed_tokens(given["input_ids"])
+    assert torch.equal(out.hidden_states[0][:, :5], embeds[:, :5])
+
+
+ERROR = {"on_unsupported": "error"}
+
+
+def check_unserved(model, call, reason):
+    """Stock ran, with one note and one warning; or there is an error, where the rule says so."""
+    with torch.no_grad():
+        stock = call(model)
+        with saccade.accelerated(model, rule(0.5)) as report:
+            with pytest.warns(UserWarning, match=reason):
+                assert torch.equal(call(model), stock)
+            call(model)
+        assert len(report.notes) == 1 and report.notes[0].endswith("; nothing was merged")
+        with saccade.accelerated(model, rule(0.5, **ERROR)), pytest.raises(ValueError, match=reason):
+            call(model)
+
+
+def test_embeddings_without_ids(qwen):
+    embeds = torch.randn(2, 9, 32, generator=torch.Generator().manual_seed(0))
+    qwen.model.rope_deltas = None
+    check_unserved(qwen, lambda m: m(inputs_embeds=embeds).logits, "embeddings came without input_ids")
+
+
+def test_attention_maps(qwen):
+    eager = copy.deepcopy(qwen)
+    eager.set_attn_implementation("eager")
+    check_unserved(eager, lambda m: m(**prompt(), output_attentions=True).logits, "attention maps were asked for")
+
+
+def test_other_shapes(qwen):
+    """Something on the way to the language model changed the number of embeddings."""
+
+    def cut(module, args, kwargs):
+        kwargs["inputs_embeds"] = kwargs["inputs_embeds"][:, :-1]
+        kwargs["attention_mask"], kwargs["position_ids"] = (
+            kwargs[k][..., :-1] for k in ("attention_mask", "position_ids")
+        )
+        return args, kwargs
+
+    hook = qwen.model.language_model.register_forward_pre_hook(cut, with_kwargs=True)
+    try:
+        check_unserved(
+            qwen, lambda m: m(**prompt()).logits, r"expected embeddings for input_ids \[2, 46\], got \[2, 45\]"
+        )
+    finally:
+        hook.remove()
+
+
+def test_text_alone_is_not_said(qwen):
+    """Where there is nothing to merge, what could not be merged does not matter."""
+    eager = copy.deepcopy(qwen)
+    eager.set_attn_implementation("eager")
+    with saccade.accelerated(eager, rule(0.5, **ERROR)) as report, torch.no_grad():
+        eager(input_ids=torch.tensor([[1, 2, 3]]), output_attentions=True)
+    assert not report.notes
+
+
+def test_language_model_by_itself(qwen):
+    """A call that does not come through the captioner is not taken for the prompt before it."""
+    embeds = torch.randn(2, 46, 32, generator=torch.Generator().manual_seed(0))
+    text = qwen.model.language_model
+    with torch.no_grad():
+        stock = text(inputs_embeds=embeds).last_hidden_state
+        with saccade.accelerated(qwen, rule(0.5)) as report:
+            qwen(**prompt())
+            assert torch.equal(text(inputs_embeds=embeds).last_hidden_state, stock) and not report.notes
+
+
+def test_a_video_behind_a_filled_cache(qwen):
+    given = prompt()
+    first = {"input_ids": given["input_ids"][:, :4]}
+    with saccade.accelerated(qwen, rule(0.5)) as report, torch.no_grad():
+        cache = cached(qwen(**first, use_cache=True))
+        rest = {**given, "input_ids": given["input_ids"][:, 4:], "mm_token_type_ids": given["mm_token_type_ids"][:, 4:]}
+        del rest["attention_mask"]
+        place = torch.arange(4, 46).expand(3, 2, -1)
+        with pytest.warns(UserWarning, match="images and videos that join a filled cache"):
+            qwen(**rest, **cache, position_ids=place)
+    assert report.notes
+
+
+def test_without_an_amount(qwen):
+    report = saccade.accelerate(qwen, {"rules": [{"kernel": "merge", "role": "text"}]})
+    (row,) = report.skipped
+    assert not report.applied and row.reason.startswith("keep or r is needed")
+
+
 def test_left_padding(qwen):
     """A padded sample is generated as without padding."""
     given = prompt(1)

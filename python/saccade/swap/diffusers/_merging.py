@@ -123,9 +123,9 @@ class Merging:
 def _partition(grid: tuple[int, int, int], r: int) -> Grid | None:
     """The smallest cells of which r tokens can merge, or None."""
     for cell in CELLS:
-        edges = tuple(min(edge, size) for edge, size in zip(cell, grid, strict=True))
-        if r <= math.prod(grid) - math.prod(size // edge for size, edge in zip(grid, edges, strict=True)):
-            return Grid(grid, edges)
+        partition = Grid(grid, tuple(min(edge, size) for edge, size in zip(cell, grid, strict=True)))
+        if r <= partition.sources(math.prod(grid)):
+            return partition
     return None
 
 

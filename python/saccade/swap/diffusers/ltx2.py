@@ -116,7 +116,7 @@ class LTX2PerturbedProcessor(LTX2Processor):
                 perturbation_mask, all_perturbed,
             )  # fmt: skip
         blocked = None if attention_mask is None else MASKED
-        if perturbation_mask is not None and perturbation_mask.shape[1] != 1:
+        if perturbation_mask is not None and perturbation_mask.ndim > 1 and perturbation_mask.shape[-2] != 1:
             blocked = "the perturbation differs from token to token"
         rows = self.rows(hidden_states, blocked)
         out, values = self._attention(attn, rows, attention_mask, query_rotary_emb)

@@ -124,6 +124,8 @@ class VisualMerging:
             self.unserved("embeddings came without input_ids, which tell where the placeholders are")
         if visual is None or embeds is None:
             return None
+        if not bool(visual.any()):
+            return None
         reason = None
         if visual.shape != embeds.shape[:2]:
             reason = f"expected embeddings for input_ids {list(visual.shape)}, got {list(embeds.shape[:2])}"
@@ -146,6 +148,10 @@ class VisualMerging:
         """The mask of `count` tokens that go on where a cache of `past` rows ends."""
         if self.visual is not None and bool(self.visual.any()):
             self.unserved("images and videos that join a filled cache stay as they are")
+        if filled is not None and past < filled.mask.shape[1]:
+            raise ValueError(
+                f"cache: {past} rows are left of a merged prompt of {filled.mask.shape[1]}; it cannot be cut, fill a new one"
+            )
         if mask is None:
             return None
         flat = isinstance(mask, Tensor) and mask.ndim == 2

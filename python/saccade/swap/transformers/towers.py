@@ -101,9 +101,9 @@ class Tower(Adapter):
         at = f"{path}." if path else ""
         layers = list(self._layers(root))
         if not layers:
-            reason = f"{type(root).__name__} holds no layers where they are in the tested {_VERSIONS}"
+            elsewhere = f"{type(root).__name__} holds no layers where they are in the tested {_VERSIONS}"
             return [
-                Site(at + name, module, "attention", "vision", reason=reason)
+                Site(at + name, module, "attention", "vision", reason=elsewhere)
                 for name, module in root.named_modules()
                 if looks_like_attention(module)
             ]
