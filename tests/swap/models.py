@@ -65,8 +65,9 @@ def check_lossless(
 ) -> Any:
     """Outputs within twice, gradients within three times stock's own error against float64; and `expect` sites were swapped.
 
-    Errors of gradients are the largest of two random losses (of six, where those of two do not settle it), over all parameters of one kind (the same name in every block): that of
-    one small tensor is rounding of a few sums, and the luck of one draw. `double` is the float64 twin (a deep copy where None).
+    Errors of gradients are the largest of two random losses (of six, where those of two do not settle it), over all parameters of one
+    kind (the same name in every block): that of one small tensor is rounding of a few sums, and the luck of one draw. `double` is the
+    float64 twin (a deep copy where None).
     """
     exact = copy.deepcopy(model).double() if double is None else double
     budgets: dict[str, float] = {}

@@ -156,19 +156,19 @@ def cached(out) -> dict:
     return {name: out[name]}
 
 
-def decode(model, ids, cache, columns: int | None = None):
-    """Logits of one more token each; with a mask of `columns` and the positions that follow, or with neither."""
-    if columns is None:
+def decode(model, ids, cache, prompt_mask: torch.Tensor | None = None):
+    """Logits of one more token each; with a mask and the positions that follow, or with neither."""
+    if prompt_mask is None:
         return model(input_ids=ids, **cache).logits[:, -1]
-    place = torch.full((3, len(ids), 1), columns - 1) + model.model.rope_deltas
-    mask = torch.ones(len(ids), columns, dtype=torch.long)
+    mask = torch.cat([prompt_mask, torch.ones_like(ids)], 1)
+    place = (mask.sum(1, keepdim=True) - 1)[None].expand(3, -1, -1) + model.model.rope_deltas[: len(ids)]
     return model(input_ids=ids, attention_mask=mask, position_ids=place, **cache).logits[:, -1]
 
 
 def continued(model, given, ids):
     """The same logits by one call over prompt and token."""
     again = dict(given, input_ids=torch.cat([given["input_ids"], ids], 1))
-    again["attention_mask"] = torch.ones_like(again["input_ids"])
+    again["attention_mask"] = torch.cat([given["attention_mask"], torch.ones_like(ids)], 1)
     again["mm_token_type_ids"] = (again["input_ids"] == 91).int() * 2
     return model(**again).logits[:, -1]
 
@@ -182,14 +182,16 @@ def other_prompt():
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_two_prompts_in_turn(qwen, masked):
-    """Prompt A, prompt B, then a token behind A, and one behind a copy of B."""
+    """Prompt A, prompt B, then a token behind A, and one behind a copy of B; with padding behind the video, or without a mask."""
     a, b, ids = prompt(), other_prompt(), torch.tensor([[3], [4]])
-    columns = a["input_ids"].shape[1] + 1 if masked else None
+    for one in (a, b) if masked else ():
+        one["attention_mask"][1, -3:] = 0
+    mask = a["attention_mask"] if masked else None
     with saccade.accelerated(qwen, rule(0.5)), torch.no_grad():
         want = continued(qwen, a, ids), continued(qwen, b, ids)
         first, second = cached(qwen(**a)), cached(qwen(**b))
         copied = copy.deepcopy(second)
-        got = decode(qwen, ids, first, columns), decode(qwen, ids, copied, columns)
+        got = decode(qwen, ids, first, mask), decode(qwen, ids, copied, mask)
     for one, other in zip(got, want, strict=True):
         torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-4)
     assert not torch.allclose(*want, atol=1e-3)
@@ -214,11 +216,11 @@ def test_decoding_by_hand(qwen):
 
 def test_caches_that_do_not_fit(qwen):
     given, ids = prompt(), torch.tensor([[3], [4]])
-    columns = given["input_ids"].shape[1] + 1
+    mask = given["attention_mask"]
     with saccade.accelerated(qwen, rule(0.5)), torch.no_grad():
         cache = cached(qwen(**given))
         with pytest.raises(ValueError, match="attention_mask: expected 2 samples or a multiple, .* got 1"):
-            decode(qwen, ids[:1], copy.deepcopy(cache), columns)
+            decode(qwen, ids[:1], copy.deepcopy(cache), mask[:1])
         cut = copy.deepcopy(cache)
         for one in cut.values():
             one.crop(-10)
@@ -229,7 +231,7 @@ def test_caches_that_do_not_fit(qwen):
         for i, layer in enumerate(merged.layers):
             rebuilt.update(layer.keys, layer.values, i)
         with pytest.raises(ValueError, match="does not know that its prompt was merged"):
-            decode(qwen, ids, {name: rebuilt}, columns)
+            decode(qwen, ids, {name: rebuilt}, mask)
 
 
 def test_a_cache_that_is_filled_anew(qwen):
