@@ -109,10 +109,8 @@ def _sparse(density: float) -> dict[str, Any]:
 
 
 def _merge(keep: float) -> dict[str, Any]:
-    return {
-        "name": f"dense + merge {keep:g}",
-        "rules": [{"kernel": "dense"}, {"kernel": "merge", "params": {"keep": keep}}],
-    }
+    rules = [{"kernel": "dense", "match": "*layers*"}, {"kernel": "merge", "params": {"keep": keep}}]
+    return {"name": f"dense + merge {keep:g}", "rules": rules}
 
 
 def tasks(device: str, quick: bool) -> list[Task]:
