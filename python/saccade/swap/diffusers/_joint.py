@@ -13,12 +13,12 @@ from torch import nn
 from saccade.rope import RopeSpec, apply_rope, qk_norm_rope
 from saccade.swap.attend import Attend, Context
 from saccade.swap.diffusers._place import FUSED, place
-from saccade.swap.diffusers._processor import Processor, Watch, is_bare, processor_reason, rotary_reason
+from saccade.swap.diffusers._processor import Processor, Watch, processor_reason, rotary_reason
 from saccade.swap.diffusers._tables import turned_pairs
 from saccade.swap.edit import Edit
 from saccade.swap.recipe import ATTENTION
 from saccade.swap.site import Adapter, Choice, Extra, Site
-from saccade.swap.source import fingerprint
+from saccade.swap.source import fingerprint, is_bare
 from saccade.swap.tokens import Tokens
 
 __all__ = ["JointAdapter", "JointProcessor", "key_mask_of", "table_reason", "zero_rows"]

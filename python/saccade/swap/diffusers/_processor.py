@@ -11,10 +11,10 @@ from torch import nn
 
 from saccade.rope import RopeSpec, apply_rope, qk_norm_rope
 from saccade.swap.attend import Attend, Context, sdpa
-from saccade.swap.source import fingerprint
+from saccade.swap.source import is_bare, untested
 from saccade.swap.tokens import Tokens
 
-__all__ = ["Processor", "Watch", "indices", "is_bare", "plain_rms_norm", "processor_reason", "project", "rotary_reason"]
+__all__ = ["Processor", "Watch", "indices", "plain_rms_norm", "processor_reason", "project", "rotary_reason"]
 
 Tensor = torch.Tensor
 
@@ -176,12 +176,6 @@ def plain_rms_norm(norm: Any) -> bool:
     return not (norm._forward_hooks or norm._forward_pre_hooks) and is_bare(norm)
 
 
-def is_bare(module: nn.Module) -> bool:
-    """Whether calling a module calls its class's forward; hooks that were removed leave it bound in the instance."""
-    forward = vars(module).get("forward")
-    return forward is None or getattr(forward, "__func__", None) is type(module).forward
-
-
 def _is_wrapped(module: nn.Module) -> bool:
     """Whether hooks of diffusers or accelerate lie around the class's forward, and nothing else."""
     references = getattr(vars(module).get("_diffusers_hook"), "_fn_refs", None)
@@ -191,13 +185,6 @@ def _is_wrapped(module: nn.Module) -> bool:
     return getattr(inner, "__func__", None) is type(module).forward
 
 
-def _source_reason(name: str, function: Any, tested: dict[str, set[str]], versions: str) -> str | None:
-    found = fingerprint(function) if callable(function) else "missing"
-    if found in tested.get(name, ()):
-        return None
-    return f"{name} has an untested source ({found}); tested: {versions}"
-
-
 def processor_reason(attn: Any, tested: dict[str, set[str]], versions: str) -> str | None:
     """Why an attention module cannot be swapped: its forward or its processor is not one that was tested; or None."""
     stock = getattr(attn, "processor", None)
@@ -205,7 +192,7 @@ def processor_reason(attn: Any, tested: dict[str, set[str]], versions: str) -> s
         (f"{type(attn).__name__}.forward", type(attn).forward),
         (f"{type(stock).__name__}.__call__", vars(type(stock)).get("__call__")),
     ):
-        reason = _source_reason(name, function, tested, versions)
+        reason = untested(name, function, tested, versions)
         if reason is not None:
             return reason
     return None if is_bare(attn) or _is_wrapped(attn) else "its forward was replaced by someone else"
@@ -215,7 +202,7 @@ def rotary_reason(rope: nn.Module, tested: dict[str, set[str]], versions: str, *
     """Why the module that makes the tables cannot be swapped, or None; `functions` are others that are relied on."""
     for function in (type(rope).forward, *functions):
         name = getattr(function, "__qualname__", "the function that rotates")
-        reason = _source_reason(name, function, tested, versions)
+        reason = untested(name, function, tested, versions)
         if reason is not None:
             return reason
     if is_bare(rope):
