@@ -10,25 +10,22 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 import saccade
-from bench import environment, report
+from bench import report
 from bench.cases import Call, Check
 from bench.runner import failure
 from bench.swap_models import Task, tasks
 from bench.timing import CudaTimer, Effort, time_cpu
+from bench.whole import begin, check_options, options_of, save, twin
 
-HERE = Path(__file__).parent
 HEADINGS = ("what runs", "ms", "p20..p80", "n", "speed-up", "error, or change", "note")
 EAGER, COMPILED = "stock, eager", "stock, torch.compile"
 
@@ -49,12 +46,6 @@ class Result:
     plan_ms: float | None = None  # of `accelerate`, not in ms
     status: str = "ok"
     reason: str = ""
-
-
-def twin(model: nn.Module) -> nn.Module:
-    """A second model over the same weights."""
-    shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    return copy.deepcopy(model, shared)
 
 
 def gate(task: Task, stock: torch.Tensor, ours: torch.Tensor, exact: torch.Tensor | None) -> tuple[float, str]:
@@ -164,47 +155,21 @@ def checks(found: Sequence[tuple[Task, list[Result]]]) -> list[Check]:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Options."""
-    parser = argparse.ArgumentParser(prog="python -m bench.swap", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="two small cases, under a minute; no thresholds")
-    parser.add_argument("--check", action="store_true", help="exit code 1 where a threshold fails")
+    parser = options_of("swap", __doc__, "two small cases, under a minute")
     parser.add_argument("--only", metavar="TEXT", help="cases whose name contains TEXT")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads; default 2")
-    parser.add_argument("--seconds", type=float, help="measuring time for each case")
-    parser.add_argument("--out", type=Path, default=HERE, help="folder for results/; default bench/ itself")
     options = parser.parse_args(arguments)
-    if options.quick and options.check:
-        parser.error("--check needs the full sizes: leave out --quick")
-    if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: not run, torch finds no CUDA GPU here")
-    if options.threads < 1:
-        parser.error("--threads: expected at least 1")
+    check_options(parser, options)
     names = [task.name for task in tasks(options.device, options.quick)]
     if options.only is not None and not any(options.only in name for name in names):
         parser.error(f"--only: no case's name contains {options.only!r}; there are: {', '.join(names)}")
     return options
 
 
-def save(path: Path, stamp: dict[str, Any], results: Sequence[Result], found: Sequence[Check]) -> None:
-    """Rewritten after every case, so that an interrupted run leaves what it has."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"stamp": stamp, "rows": [asdict(r) for r in results], "checks": [asdict(c) for c in found]}
-    path.write_text(json.dumps(content, indent=1) + "\n")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """0: done, and thresholds met where asked; 1: one failed, or a result was wrong; 2: bad usage."""
     options = parse(arguments)
-    torch.set_num_threads(options.threads)
-    timer = CudaTimer() if options.device == "cuda" else None
-    stamp = environment.stamp()
-    run = stamp["time"].replace(":", "").replace("-", "").replace("+0000", "Z")
-    stem = "swap-quick" if options.quick else "swap"
-    path = options.out / "results" / environment.device_slug(options.device) / f"{stem}-{run}.json"
+    stamp, path, timer = begin("swap", options)
     effort = Effort(options.seconds or (5.0 if options.quick else 60.0), least=3)
-    load = stamp["cpu"]["load"] or 0.0
-    if load > 0.5 * (stamp["cpu"]["cores"] or 1):
-        print(f"load {load:.1f} before the run: others use this machine, the timings are noise", file=sys.stderr)
     results: list[Result] = []
     done: list[tuple[Task, list[Result]]] = []
     for task in tasks(options.device, options.quick):

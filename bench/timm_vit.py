@@ -9,23 +9,20 @@ Weights are random: tokens of noise merge as fast as those of pictures.
 from __future__ import annotations
 
 import argparse
-import copy
-import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from bench import environment, report
+from bench import report
 from bench.cases import Call, Check
 from bench.timing import CudaTimer, Effort, time_cpu
+from bench.whole import begin, check_options, options_of, save, twin
 from saccade.merge import MergeSchedule
 from saccade.swap.timm import merge_tokens
 
-HERE = Path(__file__).parent
 MODELS = ("vit_base_patch16_224", "vit_base_patch16_384", "vit_large_patch16_224", "vit_large_patch16_384")
 AMOUNTS = (4, 8, 13)
 WANTED = 0.9
@@ -65,12 +62,6 @@ class Result:
     of_ideal: float | None = None
     status: str = "ok"
     reason: str = ""
-
-
-def twin(model: torch.nn.Module) -> torch.nn.Module:
-    """A second model over the same weights."""
-    shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    return copy.deepcopy(model, shared)
 
 
 def amounts(tokens: int, layers: int) -> list[int]:
@@ -188,46 +179,22 @@ def checks(results: Sequence[Result]) -> list[Check]:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Options."""
-    parser = argparse.ArgumentParser(prog="python -m bench.timm_vit", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="ViT-B/16 at 224, batch 1, seconds; no thresholds")
-    parser.add_argument("--check", action="store_true", help="exit code 1 where a threshold fails")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads; default 2")
+    parser = options_of("timm_vit", __doc__, "ViT-B/16 at 224, batch 1, seconds")
     parser.add_argument("--model", action="append", choices=MODELS, help="may be repeated; default all")
     parser.add_argument("--batch", action="append", type=int, help="may be repeated; default 1 and 8")
-    parser.add_argument("--seconds", type=float, help="measuring time for each model and batch")
-    parser.add_argument("--out", type=Path, default=HERE, help="folder for results/; default bench/ itself")
     options = parser.parse_args(arguments)
-    if options.quick and options.check:
-        parser.error("--check needs the full sizes: leave out --quick")
-    if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: not run, torch finds no CUDA GPU here")
-    if options.threads < 1 or any(b < 1 for b in options.batch or ()):
-        parser.error("--threads, --batch: expected at least 1")
+    check_options(parser, options)
+    if any(b < 1 for b in options.batch or ()):
+        parser.error("--batch: expected at least 1")
     return options
-
-
-def save(path: Path, stamp: dict[str, Any], results: Sequence[Result], found: Sequence[Check]) -> None:
-    """Rewritten after every case, so that an interrupted run leaves what it has."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"stamp": stamp, "rows": [asdict(r) for r in results], "checks": [asdict(c) for c in found]}
-    path.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """0: done, and thresholds met where asked; 1: one failed, or a result was wrong; 2: bad usage."""
     options = parse(arguments)
-    torch.set_num_threads(options.threads)
-    timer = CudaTimer() if options.device == "cuda" else None
-    stamp = environment.stamp()
-    run = stamp["time"].replace(":", "").replace("-", "").replace("+0000", "Z")
-    stem = "timm_vit-quick" if options.quick else "timm_vit"
-    path = options.out / "results" / environment.device_slug(options.device) / f"{stem}-{run}.json"
+    stamp, path, timer = begin("timm_vit", options)
     effort = Effort(options.seconds or (5.0 if options.quick else 40.0), least=3 if options.quick else 7)
     models = options.model or (MODELS[:1] if options.quick else MODELS)
-    load = stamp["cpu"]["load"] or 0.0
-    if load > 0.5 * (stamp["cpu"]["cores"] or 1):
-        print(f"load {load:.1f} before the run: others use this machine, the timings are noise", file=sys.stderr)
     results: list[Result] = []
     for name in models:
         for batch in options.batch or ((1,) if options.quick else (1, 8)):
