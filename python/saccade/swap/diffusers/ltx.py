@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-from saccade.rope import ltx
-from saccade.swap.diffusers._merging import MASKED, MergingProcessor, merge_site
-from saccade.swap.diffusers._place import place
-from saccade.swap.diffusers._processor import Watch, indices, processor_reason, project, rotary_reason
-from saccade.swap.edit import Attribute, Edit, method
-from saccade.swap.recipe import ATTENTION
-from saccade.swap.site import Adapter, Choice, Extra, Site
+from saccade.rope import RopeSpec, ltx
+from saccade.swap.attend import Attend
+from saccade.swap.diffusers._merging import MASKED, MergingProcessor
+from saccade.swap.diffusers._processor import indices, project, rotary_reason
+from saccade.swap.diffusers._video import VideoAdapter
+from saccade.swap.site import Site
 from saccade.swap.tokens import Tokens
 
 __all__ = ["ADAPTERS", "LTXProcessor"]
@@ -98,73 +97,47 @@ def _positions(
     return positions, positions
 
 
-def _tokens_of(root: Any, given: dict[str, Any]) -> Tokens | None:
-    """None where the sequence holds more than the video: conditioning frames have coordinates, but no grid."""
-    grid = tuple(given.get(name) for name in ("num_frames", "height", "width"))
-    if not all(isinstance(size, int) for size in grid):
-        return None
-    tokens = Tokens(grid)  # type: ignore[arg-type]
-    return tokens if tokens.length == given["hidden_states"].shape[1] else None
+def width_reason(root: Any) -> str | None:
+    """Why pairs that run over the row cannot be turned by heads: the tables are of another width; or None."""
+    width = root.config.num_attention_heads * root.config.attention_head_dim
+    return None if root.rope.dim == width else "its width is not that of the heads"
 
 
-class LTX(Adapter):
+class LTX(VideoAdapter):
     """LTXVideoTransformer3DModel. Cross-attention, with the prompt's mask, stays stock."""
 
     family = "ltx"
-    package = "diffusers"
     roots = ("LTXVideoTransformer3DModel",)
     grid = (21, 16, 22)  # 161 frames at 512 x 704
     text = 128
+    tested, versions, arguments = _TESTED, _VERSIONS, _ARGUMENTS
+    positions = _positions
 
-    def tokens(self, grid: tuple[int, int, int] | None, text: int | None) -> Tokens:
-        """No text among the video's tokens."""
-        return Tokens(grid or self.grid)
+    def processor(self, stock: Any, attend: Attend, spec: RopeSpec | None) -> LTXProcessor:
+        """Of any block."""
+        return LTXProcessor(stock, attend, spec)
 
-    def sites(self, path: str, root: Any, tokens: Tokens) -> list[Site]:
-        """The rotation, self- and cross-attention of each block, and merging around the former."""
-        at = f"{path}." if path else ""
-        heads, width = root.config.num_attention_heads, root.config.attention_head_dim
-        shape: dict[str, Any] = {"heads": heads, "kv_heads": heads, "head_dim": width}
-        depth = len(root.transformer_blocks)
-        found, reasons, stock = [], [], None
-        for i, block in enumerate(root.transformer_blocks):
-            common: dict[str, Any] = {**shape, "layer": i, "depth": depth, "tokens": (tokens.length, tokens.length)}
-            name, stock = f"{at}transformer_blocks.{i}", block.attn1.processor
-            reason = processor_reason(block.attn1, _TESTED, _VERSIONS)
-            reasons += [reason] if reason else []
-            found.append(Site(f"{name}.attn1", block.attn1, "attention", "self", ATTENTION, reason=reason, **common))
-            found.append(merge_site(f"{name}.attn1", block.attn1, tokens.length, i, depth, reason))
-            common["tokens"] = (tokens.length, self.text)
-            found.append(Site(f"{name}.attn2", block.attn2, "attention", "cross", **common))
-        reason = reasons[0] if reasons else _rope_reason(root, stock)
-        name, turned = f"{at}rope", (tokens.length * depth,) * 2
-        kernels = frozenset({"rotary"})
-        return [Site(name, root.rope, "rotary", "self", kernels, reason=reason, tokens=turned, **shape), *found]
+    def spec(self, root: Any) -> RopeSpec:
+        """Pairs over all heads."""
+        return ltx(root.config.attention_head_dim, root.config.num_attention_heads, base=root.rope.theta)
 
-    def edits(self, path: str, root: Any, choices: Sequence[Choice], extra: Extra) -> list[Edit]:
-        """A processor for each chosen self-attention; all of them where the rotation is fused."""
-        at = f"{path}." if path else ""
-        blocks = enumerate(root.transformer_blocks)
-        attentions = [(f"{at}transformer_blocks.{i}.attn1", block.attn1) for i, block in blocks]
-        config = root.config
+    def rotary_reason(self, root: Any, stock: Any) -> str | None:
+        """An unknown source of the tables, of the coordinates, or of what turns by them; or another width."""
+        turn = type(stock).__call__.__globals__.get("apply_rotary_emb")
+        coordinates = type(root.rope)._prepare_video_coords
+        return rotary_reason(root.rope, _TESTED, _VERSIONS, turn, coordinates) or width_reason(root)
 
-        def spec() -> Any:
-            return ltx(config.attention_head_dim, config.num_attention_heads, base=root.rope.theta)
+    def tokens_of(self, root: Any, given: dict[str, Any]) -> Tokens | None:
+        """None where the sequence holds more than the video: conditioning frames have coordinates, but no grid."""
+        grid = tuple(given.get(name) for name in ("num_frames", "height", "width"))
+        if not all(isinstance(size, int) for size in grid):
+            return None
+        tokens = Tokens(grid)  # type: ignore[arg-type]
+        return tokens if tokens.length == given["hidden_states"].shape[1] else None
 
-        return place(
-            path, root, choices, extra, LTXProcessor, attentions, spec,
-            rotary_edits=lambda: [Attribute(f"{at}rope", root.rope, "forward", method(_positions, root.rope))],
-            watch=lambda context, _: Watch(context, _tokens_of, _ARGUMENTS, extra.pipeline),
-        )  # fmt: skip
-
-
-def _rope_reason(root: Any, stock: Any) -> str | None:
-    turn = type(stock).__call__.__globals__.get("apply_rotary_emb")
-    coordinates = type(root.rope)._prepare_video_coords
-    reason = rotary_reason(root.rope, _TESTED, _VERSIONS, turn, coordinates)
-    if reason is None and root.rope.dim != root.config.num_attention_heads * root.config.attention_head_dim:
-        reason = "its width is not that of the heads"
-    return reason
+    def others(self, name: str, block: Any, common: dict[str, Any], video: int) -> Iterator[Site]:
+        """Cross-attention to the text."""
+        yield Site(f"{name}.attn2", block.attn2, "attention", "cross", tokens=(video, self.text), **common)
 
 
 ADAPTERS = [LTX()]

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from saccade.rope import RopeSpec, ltx2
 from saccade.swap.attend import Attend
-from saccade.swap.diffusers._merging import MASKED, MergingProcessor, Rows, merge_site
-from saccade.swap.diffusers._place import place
-from saccade.swap.diffusers._processor import Watch, processor_reason, project, rotary_reason
-from saccade.swap.diffusers.ltx import query_mask
-from saccade.swap.edit import Attribute, Edit, method
-from saccade.swap.recipe import ATTENTION
-from saccade.swap.site import Adapter, Choice, Extra, Site
+from saccade.swap.diffusers._merging import MASKED, MergingProcessor, Rows
+from saccade.swap.diffusers._processor import project, rotary_reason
+from saccade.swap.diffusers._video import VideoAdapter
+from saccade.swap.diffusers.ltx import query_mask, width_reason
+from saccade.swap.site import Site
 from saccade.swap.tokens import Tokens
 
 __all__ = ["ADAPTERS", "LTX2PerturbedProcessor", "LTX2Processor"]
@@ -142,93 +140,55 @@ def _positions(self: Any, coords: Tensor, device: Any = None) -> tuple[Tensor, T
     return positions * 2 - 1, positions * 2 - 1
 
 
-def _tokens_of(root: Any, given: dict[str, Any]) -> Tokens | None:
-    """Tokens beyond the grid are keyframes and references: pipelines append them."""
-    sizes: list[Any] = [given.get(name) for name in ("num_frames", "height", "width")]
-    if not all(isinstance(size, int) for size in sizes):
-        return None
-    edges = (root.config.patch_size_t, root.config.patch_size, root.config.patch_size)
-    t, h, w = (-(-size // edge) for size, edge in zip(sizes, edges, strict=True))
-    more = given["hidden_states"].shape[1] - t * h * w
-    return Tokens((t, h, w), suffix=more) if more >= 0 else None
-
-
-class LTX2(Adapter):
+class LTX2(VideoAdapter):
     """LTX2VideoTransformer3DModel. Audio, text and audio-video attention stays stock: those sequences are short."""
 
     family = "ltx2"
-    package = "diffusers"
     roots = ("LTX2VideoTransformer3DModel",)
     grid = (16, 16, 24)  # 121 frames at 512 x 768
     text = 1024
     audio = 126
+    tested, versions, arguments = _TESTED, _VERSIONS, _ARGUMENTS
+    positions = _positions
 
-    def tokens(self, grid: tuple[int, int, int] | None, text: int | None) -> Tokens:
-        """No text among the video's tokens."""
-        return Tokens(grid or self.grid)
+    def processor(self, stock: Any, attend: Attend, spec: RopeSpec | None) -> LTX2Processor:
+        """Of any block, perturbed ones too."""
+        perturbed = "perturbation_mask" in type(stock).__call__.__code__.co_varnames
+        return (LTX2PerturbedProcessor if perturbed else LTX2Processor)(stock, attend, spec)
 
-    def sites(self, path: str, root: Any, tokens: Tokens) -> list[Site]:
-        """The video's rotation, all six attention modules of each block, and merging around the video's own."""
-        at = f"{path}." if path else ""
-        heads, width = root.config.num_attention_heads, root.config.attention_head_dim
-        shape: dict[str, Any] = {"heads": heads, "kv_heads": heads, "head_dim": width}
-        depth = len(root.transformer_blocks)
-        found, reasons, stock = [], [], None
-        for i, block in enumerate(root.transformer_blocks):
-            common: dict[str, Any] = {"layer": i, "depth": depth}
-            name, stock = f"{at}transformer_blocks.{i}", block.attn1.processor
-            reason = processor_reason(block.attn1, _TESTED, _VERSIONS)
-            reasons += [reason] if reason else []
-            common["tokens"] = (tokens.length, tokens.length)
-            found.append(
-                Site(f"{name}.attn1", block.attn1, "attention", "self", ATTENTION, reason=reason, **shape, **common)
-            )
-            found.append(merge_site(f"{name}.attn1", block.attn1, tokens.length, i, depth, reason))
-            for other, role in _OTHERS.items():
-                attn = getattr(block, other)
-                common["tokens"] = self._lengths(other, tokens.length)
-                size = {"heads": attn.heads, "kv_heads": attn.heads, "head_dim": attn.head_dim}
-                found.append(Site(f"{name}.{other}", attn, "attention", role, **size, **common))
-        reason = reasons[0] if reasons else _rope_reason(root, stock)
-        name, turned = f"{at}rope", (tokens.length * depth,) * 2
-        kernels = frozenset({"rotary"})
-        return [Site(name, root.rope, "rotary", "self", kernels, reason=reason, tokens=turned, **shape), *found]
+    def spec(self, root: Any) -> RopeSpec:
+        """Pairs over all heads, interleaved or split."""
+        config, rope = root.config, root.rope
+        return ltx2(config.attention_head_dim, config.num_attention_heads, layout=rope.rope_type, base=rope.theta)
+
+    def rotary_reason(self, root: Any, stock: Any) -> str | None:
+        """An unknown source of the tables or of what turns by them; or another width."""
+        scope = type(stock).__call__.__globals__
+        turns = [scope.get(f"apply_{kind}_rotary_emb") for kind in ("interleaved", "split")]
+        return rotary_reason(root.rope, _TESTED, _VERSIONS, *turns) or width_reason(root)
+
+    def tokens_of(self, root: Any, given: dict[str, Any]) -> Tokens | None:
+        """Tokens beyond the grid are keyframes and references: pipelines append them."""
+        sizes: list[Any] = [given.get(name) for name in ("num_frames", "height", "width")]
+        if not all(isinstance(size, int) for size in sizes):
+            return None
+        edges = (root.config.patch_size_t, root.config.patch_size, root.config.patch_size)
+        t, h, w = (-(-size // edge) for size, edge in zip(sizes, edges, strict=True))
+        more = given["hidden_states"].shape[1] - t * h * w
+        return Tokens((t, h, w), suffix=more) if more >= 0 else None
+
+    def others(self, name: str, block: Any, common: dict[str, Any], video: int) -> Iterator[Site]:
+        """The five that touch text or audio."""
+        for other, role in _OTHERS.items():
+            attn = getattr(block, other)
+            size = {"heads": attn.heads, "kv_heads": attn.heads, "head_dim": attn.head_dim}
+            lengths = self._lengths(other, video)
+            yield Site(f"{name}.{other}", attn, "attention", role, tokens=lengths, **{**common, **size})
 
     def _lengths(self, name: str, video: int) -> tuple[int, int]:
         queries = self.audio if name in ("audio_attn1", "audio_attn2", "video_to_audio_attn") else video
         keys = {"attn2": self.text, "audio_attn2": self.text, "video_to_audio_attn": video}.get(name, self.audio)
         return queries, keys
-
-    def edits(self, path: str, root: Any, choices: Sequence[Choice], extra: Extra) -> list[Edit]:
-        """A processor for each chosen self-attention; all of them where the rotation is fused."""
-        at = f"{path}." if path else ""
-        blocks = enumerate(root.transformer_blocks)
-        attentions = [(f"{at}transformer_blocks.{i}.attn1", block.attn1) for i, block in blocks]
-        config = root.config
-
-        def spec() -> Any:
-            rope = root.rope
-            return ltx2(config.attention_head_dim, config.num_attention_heads, layout=rope.rope_type, base=rope.theta)
-
-        return place(
-            path, root, choices, extra, _processor, attentions, spec,
-            rotary_edits=lambda: [Attribute(f"{at}rope", root.rope, "forward", method(_positions, root.rope))],
-            watch=lambda context, _: Watch(context, _tokens_of, _ARGUMENTS, extra.pipeline),
-        )  # fmt: skip
-
-
-def _processor(stock: Any, attend: Attend, spec: RopeSpec | None) -> LTX2Processor:
-    perturbed = "perturbation_mask" in type(stock).__call__.__code__.co_varnames
-    return (LTX2PerturbedProcessor if perturbed else LTX2Processor)(stock, attend, spec)
-
-
-def _rope_reason(root: Any, stock: Any) -> str | None:
-    scope = type(stock).__call__.__globals__
-    turns = [scope.get(f"apply_{kind}_rotary_emb") for kind in ("interleaved", "split")]
-    reason = rotary_reason(root.rope, _TESTED, _VERSIONS, *turns)
-    if reason is None and root.rope.dim != root.config.num_attention_heads * root.config.attention_head_dim:
-        reason = "its width is not that of the heads"
-    return reason
 
 
 ADAPTERS = [LTX2()]

@@ -8,13 +8,12 @@ from typing import Any
 import torch
 
 from saccade.rope import RopeSpec, wan
-from saccade.swap.diffusers._merging import MASKED, MergingProcessor, merge_site
-from saccade.swap.diffusers._place import place
-from saccade.swap.diffusers._processor import Watch, indices, processor_reason, project, rotary_reason
+from saccade.swap.attend import Attend
+from saccade.swap.diffusers._merging import MASKED, MergingProcessor
+from saccade.swap.diffusers._processor import indices, project, rotary_reason
 from saccade.swap.diffusers._tables import turned_pairs
-from saccade.swap.edit import Attribute, Edit, method
-from saccade.swap.recipe import ATTENTION
-from saccade.swap.site import Adapter, Choice, Extra, Site
+from saccade.swap.diffusers._video import VideoAdapter
+from saccade.swap.site import Site
 from saccade.swap.tokens import Tokens
 
 __all__ = ["ADAPTERS", "WanProcessor"]
@@ -72,79 +71,56 @@ def _grid(hidden: Tensor, patch: Sequence[int]) -> tuple[int, int, int]:
     return t, h, w
 
 
-def _tokens_of(root: Any, given: dict[str, Any]) -> Tokens:
-    return Tokens(_grid(given["hidden_states"], root.config.patch_size))
-
-
-def _blocks(root: Any) -> Iterator[tuple[str, Any, int]]:
-    """(path, block, layer): VACE's control blocks come before the blocks whose numbers they have."""
-    for i, block in enumerate(getattr(root, "vace_blocks", ())):
-        yield f"vace_blocks.{i}", block, root.config.vace_layers[i]
-    for i, block in enumerate(root.blocks):
-        yield f"blocks.{i}", block, i
-
-
-class Wan(Adapter):
+class Wan(VideoAdapter):
     """Text-to-video, image-to-video, both experts of Wan 2.2, VACE and Animate. Cross-attention (text, image, face) stays stock."""
 
     family = "wan"
-    package = "diffusers"
     roots = ("WanTransformer3DModel", "WanVACETransformer3DModel", "WanAnimateTransformer3DModel")
     grid = (21, 30, 52)  # 81 frames at 480 x 832
+    tested, versions, arguments = _TESTED, _VERSIONS, _ARGUMENTS
+    positions = _positions
 
-    def tokens(self, grid: tuple[int, int, int] | None, text: int | None) -> Tokens:
-        """No text among the video's tokens."""
-        return Tokens(grid or self.grid)
+    def blocks(self, root: Any) -> Iterator[tuple[str, Any, int]]:
+        """VACE's control blocks come before the blocks whose numbers they have."""
+        for i, block in enumerate(getattr(root, "vace_blocks", ())):
+            yield f"vace_blocks.{i}", block, root.config.vace_layers[i]
+        for i, block in enumerate(root.blocks):
+            yield f"blocks.{i}", block, i
 
-    def sites(self, path: str, root: Any, tokens: Tokens) -> list[Site]:
-        """The rotation, self- and cross-attention of each block, and merging around the former."""
-        at = f"{path}." if path else ""
-        heads, width = root.config.num_attention_heads, root.config.attention_head_dim
-        shape: dict[str, Any] = {"heads": heads, "kv_heads": heads, "head_dim": width}
-        depth = len(root.blocks)
-        video = (tokens.length, tokens.length)
-        found, reasons = [], []
-        for name, block, layer in _blocks(root):
-            common: dict[str, Any] = {**shape, "layer": layer, "depth": depth}
-            name, reason = f"{at}{name}", processor_reason(block.attn1, _TESTED, _VERSIONS)
-            reasons += [reason] if reason else []
-            common["tokens"] = video
-            found.append(Site(f"{name}.attn1", block.attn1, "attention", "self", ATTENTION, reason=reason, **common))
-            found.append(merge_site(f"{name}.attn1", block.attn1, tokens.length, layer, depth, reason))
-            common["tokens"] = (tokens.length, _TEXT)
-            found.append(Site(f"{name}.attn2", block.attn2, "attention", "cross", **common))
-        for i, face in enumerate(getattr(root, "face_adapter", ())):
-            found.append(Site(f"{at}face_adapter.{i}", face, "attention", "cross"))
-        reason = reasons[0] if reasons else rotary_reason(root.rope, _TESTED, _VERSIONS) or _table_reason(root)
-        turned = (tokens.length * sum(site.kind == "merge" for site in found),) * 2
-        name, kernels = f"{at}rope", frozenset({"rotary"})
-        return [Site(name, root.rope, "rotary", "self", kernels, reason=reason, tokens=turned, **shape), *found]
+    def processor(self, stock: Any, attend: Attend, spec: RopeSpec | None) -> WanProcessor:
+        """Of any block."""
+        return WanProcessor(stock, attend, spec)
 
-    def edits(self, path: str, root: Any, choices: Sequence[Choice], extra: Extra) -> list[Edit]:
-        """A processor for each chosen self-attention; all of them where the rotation is fused."""
-        at = f"{path}." if path else ""
-        attentions = [(f"{at}{name}.attn1", block.attn1) for name, block, _ in _blocks(root)]
-        return place(
-            path, root, choices, extra, WanProcessor, attentions,
-            spec_of=lambda: _spec(root),
-            rotary_edits=lambda: [Attribute(f"{at}rope", root.rope, "forward", method(_positions, root.rope))],
-            watch=lambda context, _: Watch(context, _tokens_of, _ARGUMENTS, extra.pipeline),
-        )  # fmt: skip
+    def spec(self, root: Any) -> RopeSpec:
+        """Of the head's width alone."""
+        return wan(root.config.attention_head_dim)
 
+    def rotary_reason(self, root: Any, stock: Any) -> str | None:
+        """An unknown source, or tables that are not those of the config."""
+        return rotary_reason(root.rope, _TESTED, _VERSIONS) or self._table_reason(root)
 
-def _spec(root: Any) -> RopeSpec:
-    return wan(root.config.attention_head_dim)
-
-
-def _table_reason(root: Any) -> str | None:
-    table: Any = root.rope.freqs_cos
-    angles = torch.tensor(_spec(root).inv_freq, dtype=torch.float64)
-    if table.is_meta:
+    def _table_reason(self, root: Any) -> str | None:
+        table: Any = root.rope.freqs_cos
+        angles = torch.tensor(self.spec(root).inv_freq, dtype=torch.float64)
+        if table.is_meta:
+            return None
+        expected = angles.cos().repeat_interleave(2).to(table.dtype)
+        if table.shape[1:] != expected.shape or not torch.allclose(table[1].cpu(), expected, rtol=0, atol=1e-6):
+            return "its frequencies are not those of Wan's config"
         return None
-    expected = angles.cos().repeat_interleave(2).to(table.dtype)
-    if table.shape[1:] != expected.shape or not torch.allclose(table[1].cpu(), expected, rtol=0, atol=1e-6):
-        return "its frequencies are not those of Wan's config"
-    return None
+
+    def tokens_of(self, root: Any, given: dict[str, Any]) -> Tokens:
+        """From the shape of the latents."""
+        return Tokens(_grid(given["hidden_states"], root.config.patch_size))
+
+    def others(self, name: str, block: Any, common: dict[str, Any], video: int) -> Iterator[Site]:
+        """Cross-attention to the text."""
+        yield Site(f"{name}.attn2", block.attn2, "attention", "cross", tokens=(video, _TEXT), **common)
+
+    def outside(self, at: str, root: Any) -> Iterator[Site]:
+        """Animate's attention to the face."""
+        for i, face in enumerate(getattr(root, "face_adapter", ())):
+            yield Site(f"{at}face_adapter.{i}", face, "attention", "cross")
 
 
 ADAPTERS = [Wan()]
