@@ -140,6 +140,20 @@ def check_restore(model: nn.Module, given: dict[str, Any], recipe: Any) -> None:
         saccade.plan(model, recipe)
 
 
+def check_copies(model: nn.Module, given: dict[str, Any], recipe: Any) -> None:
+    """A copy of a swapped model has its own swap: restoring one leaves the other. The recipe changes the output."""
+    original = copy.deepcopy(model)
+    stock, _ = run(original, given)
+    saccade.accelerate(original, recipe)
+    swapped, _ = run(original, given)
+    other = copy.deepcopy(original)
+    saccade.restore(original)
+    assert torch.equal(run(original, given)[0], stock)
+    assert torch.equal(run(other, given)[0], swapped) and not torch.equal(swapped, stock)
+    saccade.restore(other)
+    assert torch.equal(run(other, given)[0], stock)
+
+
 # ---- diffusers ----------------------------------------------------------------------------------------------------------
 def wan(**changes: Any) -> nn.Module:
     from diffusers import WanTransformer3DModel

@@ -14,6 +14,7 @@ import saccade
 from saccade.swap.attend import Attend, fixed_layout
 from saccade.swap.recipe import Recipe
 from saccade.swap.tokens import Tokens
+from swap import models
 from swap.models import check_lossless, in_double, run, seeded, within
 
 Tensor = torch.Tensor
@@ -215,16 +216,7 @@ def check_sparse(model: nn.Module, given: dict[str, Any], tokens: Tokens, monkey
 
 def check_copies(model: nn.Module, given: dict[str, Any]) -> None:
     """A copy of a swapped model has its own swap."""
-    original = copy.deepcopy(model)
-    stock, _ = run(original, given)
-    saccade.accelerate(original, {"rules": [{"kernel": "rotary"}, TILES]})
-    other = copy.deepcopy(original)
-    sparse, _ = run(other, given)
-    saccade.restore(original)
-    assert torch.equal(run(original, given)[0], stock)
-    assert torch.equal(run(other, given)[0], sparse) and not torch.equal(sparse, stock)
-    saccade.restore(other)
-    assert torch.equal(run(other, given)[0], stock)
+    models.check_copies(model, given, {"rules": [{"kernel": "rotary"}, TILES]})
 
 
 def check_compiled(model: nn.Module, block: nn.Module, given: dict[str, Any]) -> None:

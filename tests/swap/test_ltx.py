@@ -101,15 +101,7 @@ def test_changed_source(model, monkeypatch):
 
 
 def test_copies_have_their_own(model):
-    given, original = ltx.ltx_inputs(), copy.deepcopy(model)
-    stock = models.run(original, given)[0]
-    saccade.accelerate(original, ltx.ONE_TILE)
-    other = copy.deepcopy(original)
-    saccade.restore(original)
-    assert torch.equal(models.run(original, given)[0], stock)
-    assert not torch.equal(models.run(other, given)[0], stock)
-    saccade.restore(other)
-    assert torch.equal(models.run(other, given)[0], stock)
+    models.check_copies(model, ltx.ltx_inputs(), ltx.ONE_TILE)
 
 
 @pytest.mark.parametrize("recipe", ["lossless", ltx.ONE_TILE], ids=["lossless", "sparse"])

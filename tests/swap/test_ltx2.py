@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 
@@ -143,15 +141,7 @@ def test_changed_source(plain, monkeypatch):
 
 
 def test_copies_have_their_own(plain):
-    given, original = ltx.ltx2_inputs(), copy.deepcopy(plain)
-    stock = models.run(original, given)[0]
-    saccade.accelerate(original, ltx.ONE_TILE)
-    other = copy.deepcopy(original)
-    saccade.restore(original)
-    assert torch.equal(models.run(original, given)[0], stock)
-    assert not torch.equal(models.run(other, given)[0], stock)
-    saccade.restore(other)
-    assert torch.equal(models.run(other, given)[0], stock)
+    models.check_copies(plain, ltx.ltx2_inputs(), ltx.ONE_TILE)
 
 
 @pytest.mark.parametrize("recipe", ["lossless", ltx.ONE_TILE], ids=["lossless", "sparse"])

@@ -174,15 +174,7 @@ def test_changed_source(model, monkeypatch):
 
 
 def test_an_accelerated_copy_has_its_own(model):
-    x = images()
-    with torch.no_grad():
-        stock = model(x)
-        saccade.accelerate(model, rule(r=4))
-        merged, other = model(x), copy.deepcopy(model)
-        saccade.restore(model)
-        assert torch.equal(model(x), stock) and torch.equal(other(x), merged)
-        saccade.restore(other)
-        assert torch.equal(other(x), stock)
+    models.check_copies(model, {"x": images()}, rule(r=4))
 
 
 @pytest.mark.parametrize("recipe", ["lossless", rule(keep=0.5), "balanced"], ids=["lossless", "merge", "balanced"])
