@@ -22,7 +22,7 @@ from saccade.swap.recipe import Rule
 from saccade.swap.steps import Steps
 from saccade.swap.tokens import Tokens, tile_windows, token_window
 
-__all__ = ["Attend", "Context", "Slot", "attends", "dense_layout", "fixed_layout", "is_fixed", "sdpa"]
+__all__ = ["Attend", "Context", "Slot", "attends", "dense_layout", "fixed_layout", "is_fixed", "sdpa", "unfit_heads"]
 
 Tensor = torch.Tensor
 _KEPT = 8  # layouts of one rule: two resolutions, with and without a negative prompt, and some to spare
@@ -67,6 +67,13 @@ def _planner(rule: Rule, tokens: Tokens, device: torch.device) -> Callable[[Tens
     if rule.kernel == "top_k":
         return partial(patterns.top_k, keep=params.pop("keep", 0.25), **params, **options)
     return partial(patterns.top_p, p=params.pop("p", 0.9), **params, **options)
+
+
+def unfit_heads(width: int, dtype: torch.dtype) -> str | None:
+    """Why the attention kernels do not take heads of this width and dtype, or None."""
+    if width % 8 or width > 256 or dtype == torch.float64:
+        return f"expected head_dim a multiple of 8 up to 256, got {width} in {dtype}"
+    return None
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, scale: float | None = None) -> Tensor:
@@ -229,6 +236,12 @@ class Attend:
                 return slot
         return None
 
+    def decline(self, reason: str) -> None:
+        """Stock attention is about to run in place of the kernel that was chosen: an error, or a note, as the rule says."""
+        slot = self.rule_now()
+        if slot is not None and slot.rule.kernel != "stock":
+            self.context.unserved(slot.rule, reason)
+
     def __call__(
         self,
         q: Tensor,
@@ -274,8 +287,9 @@ class Attend:
 
     def _layout(self, slot: Slot, q: Tensor, k: Tensor, v: Tensor) -> BlockLayout | None:
         rule, tokens = slot.rule, self.context.tokens
-        if q.shape[3] % 8 or q.shape[3] > 256 or q.dtype == torch.float64:
-            self.context.unserved(rule, f"expected head_dim a multiple of 8 up to 256, got {q.shape[3]} in {q.dtype}")
+        unfit = unfit_heads(q.shape[3], q.dtype)
+        if unfit is not None:
+            self.context.unserved(rule, unfit)
             return None
         if rule.kernel == "dense":
             return dense_layout(q.shape[2], k.shape[2]) if q.device.type == "cpu" else None

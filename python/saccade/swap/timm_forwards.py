@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 
 from saccade.swap.attend import Attend
-from saccade.swap.decline import decline
 from saccade.swap.merging import Merging, Sizes, merge_between, weighted_mean
 
 __all__ = ["ATTEND", "MERGING", "attention", "block", "forward", "forward_features", "pool"]
@@ -36,7 +35,7 @@ def attention(
     dropout = self.attn_drop.p if self.training else 0.0
     masked = attn_mask is not None or is_causal
     if attend is not None and (dropout or masked):
-        decline(attend, "the model gave a mask" if masked else f"attention dropout of {dropout} in training")
+        attend.decline("the model gave a mask" if masked else f"attention dropout of {dropout} in training")
     ours = attend is not None and not dropout
     if not keys and (not ours or masked):
         return type(self).forward(self, x, attn_mask=attn_mask, is_causal=is_causal)

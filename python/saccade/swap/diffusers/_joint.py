@@ -92,9 +92,7 @@ class JointProcessor(Processor):
         if parallel is None:
             assert stock_mask is not None
             return self.masked(q, k, v, stock_mask).to(dtype)
-        slot = self.attend.rule_now()
-        if slot is not None and slot.rule.kernel != "stock":
-            self.attend.context.unserved(slot.rule, "the ranks that share a sequence mix video and text")
+        self.attend.decline("the ranks that share a sequence mix video and text")
         return self._stock(q, k, v, stock_mask, parallel).to(dtype)
 
 

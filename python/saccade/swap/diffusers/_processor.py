@@ -70,16 +70,9 @@ class Processor:
         config = None if parallel is None else parallel.context_parallel_config
         if config is None:
             return self._attend(q, k, v, key_mask, lambda: self._stock(q, k, v, stock_mask, None))
-        if config.ring_degree > 1:
-            self.attend.context.unserved(slot.rule, "a ring shows each rank a part of the keys; use Ulysses")
-            return self._stock(q, k, v, stock_mask, parallel)
-        if getattr(config, "ulysses_anything", False):
-            self.attend.context.unserved(slot.rule, "ulysses_anything gives ranks unequal shares of the tokens")
-            return self._stock(q, k, v, stock_mask, parallel)
-        if q.shape[2] % config.ulysses_degree:
-            self.attend.context.unserved(
-                slot.rule, f"{q.shape[2]} heads cannot be shared by {config.ulysses_degree} ranks"
-            )
+        reason = _unshared(config, q.shape[2])
+        if reason is not None:
+            self.attend.decline(reason)
             return self._stock(q, k, v, stock_mask, parallel)
         group = config._ulysses_mesh.get_group()
         q, k, v = (_to_heads(x, group, config.ulysses_degree) for x in (q, k, v))
@@ -87,9 +80,7 @@ class Processor:
 
     def masked(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         """Stock attention [B, S, H, D] under a mask that differs from query to query: no kernel of ours takes one."""
-        slot = self.attend.rule_now()
-        if slot is not None and slot.rule.kernel != "stock":
-            self.attend.context.unserved(slot.rule, "the model gave a mask of queries and keys")
+        self.attend.decline("the model gave a mask of queries and keys")
         return self._stock(q, k, v, mask, getattr(self, "_parallel_config", None))
 
     def norms(self, attn: Any, q: Tensor) -> tuple[nn.Module, nn.Module] | None:
@@ -132,6 +123,17 @@ class Processor:
 def _pair(values: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor]:
     assert values[1] is not None
     return values[0], values[1]
+
+
+def _unshared(config: Any, heads: int) -> str | None:
+    """Why ranks cannot share attention by heads, as Ulysses has it, or None."""
+    if config.ring_degree > 1:
+        return "a ring shows each rank a part of the keys; use Ulysses"
+    if getattr(config, "ulysses_anything", False):
+        return "ulysses_anything gives ranks unequal shares of the tokens"
+    if heads % config.ulysses_degree:
+        return f"{heads} heads cannot be shared by {config.ulysses_degree} ranks"
+    return None
 
 
 def _exchange(x: Tensor, group: Any) -> Tensor:

@@ -18,8 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from saccade.attention import sparse_attention
-from saccade.swap.attend import Attend, Context, dense_layout
-from saccade.swap.decline import decline
+from saccade.swap.attend import Attend, Context, dense_layout, unfit_heads
 from saccade.swap.edit import Attribute, Edit, method
 from saccade.swap.source import replaced, untested, with_globals
 
@@ -105,7 +104,7 @@ def _attention(
     if state.attend is not None:
         reason = _unserved(given, dropout, state.call.weights, kwargs)
         if reason is not None:
-            decline(state.attend, reason)
+            state.attend.decline(reason)
         elif not merging or mask.bias is None:
             out = state.attend(q, k, v, scale=scaling).transpose(1, 2)
             return out, k if merging else None
@@ -130,8 +129,7 @@ def _biased(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float | None, 
 
     On a CPU Saccade's kernel was measured to be the faster one, with the bias as without; it has no dropout, and float64 is torch's.
     """
-    served = q.device.type == "cpu" and not dropout and q.dtype != torch.float64
-    if served and q.shape[3] % 8 == 0 and q.shape[3] <= 256:
+    if q.device.type == "cpu" and not dropout and unfit_heads(q.shape[3], q.dtype) is None:
         layout = dense_layout(q.shape[2], k.shape[2])
         return sparse_attention(q, k, v, layout, key_bias=bias[:, 0], scale=scale).transpose(1, 2)
     mask = bias[:, None].to(q.dtype)

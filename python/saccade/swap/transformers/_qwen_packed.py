@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from saccade.attention import BlockLayout, patterns, sparse_attention
-from saccade.swap.attend import Context
+from saccade.swap.attend import Context, unfit_heads
 from saccade.swap.recipe import Rule
 from saccade.swap.source import with_globals
 from saccade.swap.transformers._qwen_sources import forward_of
@@ -61,16 +61,13 @@ class PackedSite:
 
     def forward_for(self, module: Any, hidden: Tensor) -> Any:
         """Which of the two can serve a call."""
-        width, dtype = module.head_dim, hidden.dtype
-        if width % 8 or width > 256 or dtype == torch.float64:
-            self.packed.context.unserved(
-                self.rule, f"expected head_dim a multiple of 8 up to 256, got {width} in {dtype}"
-            )
-            return self.stock
-        if module.training and module.attention_dropout:
-            self.packed.context.unserved(self.rule, f"attention dropout of {module.attention_dropout} in training")
-            return self.stock
-        return self.one
+        reason = unfit_heads(module.head_dim, hidden.dtype)
+        if reason is None and module.training and module.attention_dropout:
+            reason = f"attention dropout of {module.attention_dropout} in training"
+        if reason is None:
+            return self.one
+        self.packed.context.unserved(self.rule, reason)
+        return self.stock
 
 
 def packed_forward(

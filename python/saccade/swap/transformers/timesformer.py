@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from saccade.swap.attend import Attend, Context, attends
-from saccade.swap.decline import decline
 from saccade.swap.edit import Attribute, Edit, method
 from saccade.swap.families import looks_like_attention
 from saccade.swap.site import Adapter, Choice, Extra, Site
@@ -34,9 +33,8 @@ def _forward(self: Any, hidden_states: Tensor, output_attentions: bool = False) 
     attend: Attend = vars(self)[_STATE]
     dropout = self.attn_drop.p if self.training else 0.0
     if output_attentions or dropout:
-        decline(
-            attend,
-            "attention maps were asked for" if output_attentions else f"attention dropout of {dropout} in training",
+        attend.decline(
+            "attention maps were asked for" if output_attentions else f"attention dropout of {dropout} in training"
         )
         return type(self).forward(self, hidden_states, output_attentions)  # type: ignore[no-any-return]
     batch, tokens, width = hidden_states.shape
