@@ -24,7 +24,8 @@ from bench.cases import Call, Check
 from bench.runner import failure
 from bench.swap_models import Task, tasks
 from bench.timing import CudaTimer, Effort, time_cpu
-from bench.whole import begin, check_options, options_of, save, twin
+from bench.whole import begin, check_options, options_of, save
+from saccade.testing import twin
 
 HEADINGS = ("what runs", "ms", "p20..p80", "n", "speed-up", "error, or change", "note")
 EAGER, COMPILED = "stock, eager", "stock, torch.compile"

@@ -19,9 +19,10 @@ import torch
 from bench import report
 from bench.cases import Call, Check
 from bench.timing import CudaTimer, Effort, time_cpu
-from bench.whole import begin, check_options, options_of, save, twin
+from bench.whole import begin, check_options, options_of, save
 from saccade.merge import MergeSchedule
 from saccade.swap.timm import merge_tokens
+from saccade.testing import twin
 
 MODELS = ("vit_base_patch16_224", "vit_base_patch16_384", "vit_large_patch16_224", "vit_large_patch16_384")
 AMOUNTS = (4, 8, 13)

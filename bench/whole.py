@@ -1,9 +1,8 @@
-"""What the benchmarks of whole models share: options, a second model over the same weights, and the record of a run."""
+"""What the benchmarks of whole models share: options, and the record of a run."""
 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import sys
 from collections.abc import Sequence
@@ -17,15 +16,9 @@ from bench import environment
 from bench.cases import Check
 from bench.timing import CudaTimer
 
-__all__ = ["begin", "check_options", "options_of", "save", "twin"]
+__all__ = ["begin", "check_options", "options_of", "save"]
 
 HERE = Path(__file__).parent
-
-
-def twin(model: torch.nn.Module) -> torch.nn.Module:
-    """A second model over the same weights."""
-    shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    return copy.deepcopy(model, shared)
 
 
 def options_of(name: str, about: str | None, quick: str) -> argparse.ArgumentParser:

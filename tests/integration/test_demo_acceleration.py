@@ -24,6 +24,7 @@ from saccade.demo.levels import LEVELS
 from saccade.demo.video import Clip
 from saccade.swap.presets import KEPT, SPARSE
 from saccade.swap.tokens import tile_windows
+from saccade.testing import same_state, state_of
 
 KEEP = {"stock": 1.0, "lossless": 1.0, "balanced": KEPT["balanced"], "aggressive": KEPT["aggressive"]}
 
@@ -87,9 +88,9 @@ def done(models):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measure, "time_calls", once)
         patch.setattr(generator, "load", small_load)
-        before = levels.state_of(models[0])
+        before = state_of(models[0])
         study = acceleration.study(*models, lambda: told.append(1))
-    assert levels._same(before, levels.state_of(models[0])), "the model that was given is not touched"
+    assert same_state(before, state_of(models[0])), "the model that was given is not touched"
     return study, len(told)
 
 
@@ -280,17 +281,17 @@ def test_sparse_first_steps_and_what_is_left_behind_are_seen(models):
 
 def test_a_state_shows_what_was_left_behind():
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU())
-    before = levels.state_of(model)
-    assert levels._same(before, levels.state_of(model))
+    before = state_of(model)
+    assert same_state(before, state_of(model))
     hook = model[0].register_forward_hook(lambda *_: None)
-    assert not levels._same(before, levels.state_of(model))
+    assert not same_state(before, state_of(model))
     hook.remove()
-    assert levels._same(before, levels.state_of(model))
+    assert same_state(before, state_of(model))
     model[0].forward = model[0].forward
-    assert not levels._same(before, levels.state_of(model))
+    assert not same_state(before, state_of(model))
     del model[0].forward
     model[0].weight = torch.nn.Parameter(model[0].weight.detach().clone())
-    assert not levels._same(before, levels.state_of(model))
+    assert not same_state(before, state_of(model))
 
 
 def test_copies_share_their_weights(models):
@@ -310,13 +311,13 @@ def test_parts_are_timed_and_hooks_removed(monkeypatch):
             return x
 
     model = torch.nn.Sequential(Slow(), Slow(), torch.nn.Identity())
-    variant = levels.Variant("stock", model, levels.state_of(model))
+    variant = levels.Variant("stock", model, state_of(model))
     monkeypatch.setattr(measure, "time_calls", lambda calls, budget: [call() for call in calls for _ in range(3)])
     levels.time_parts(
         [variant], lambda m: m(torch.zeros(1)), {"both": lambda m: list(m[:2]), "none": lambda m: [m[2]]}, 1.0
     )
     assert variant.seconds["both"] > 0.04 > 0.02 > variant.seconds["rest"] and variant.seconds["none"] < 0.01
-    assert levels._same(variant.before, levels.state_of(model))
+    assert same_state(variant.before, state_of(model))
 
 
 # ---- what is shown -------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import saccade
+from saccade.testing import same_state, state_of
 
 Tensor = torch.Tensor
 
@@ -101,23 +102,11 @@ def within(ours: Tensor, stock: Tensor, want: Tensor, factor: float, what: str) 
 @contextlib.contextmanager
 def unchanged(model: nn.Module) -> Iterator[None]:
     """Inside anything may happen; afterwards the model holds the same objects under the same names."""
-
-    def snapshot() -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for path, module in model.named_modules():
-            for name, value in vars(module).items():
-                if isinstance(value, dict):
-                    found[f"{path}.{name}"] = {k: id(v) for k, v in value.items()}
-                elif isinstance(value, (int, float, str, bool, type(None))):
-                    found[f"{path}.{name}"] = value
-                else:
-                    found[f"{path}.{name}"] = id(value)
-        return found
-
-    before, keys = snapshot(), list(model.state_dict())
+    before, keys = state_of(model), list(model.state_dict())
     yield
-    after = snapshot()
-    assert after == before, {k for k in before.keys() | after.keys() if before.get(k) != after.get(k)}
+    after = state_of(model)
+    differ = {name for name in before.keys() | after.keys() if before.get(name) is not after.get(name)}
+    assert same_state(before, after), differ
     assert list(model.state_dict()) == keys
 
 

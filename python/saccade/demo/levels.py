@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import itertools
 import statistics
 import time
 from collections import defaultdict
@@ -18,8 +16,9 @@ import saccade
 from saccade.demo import measure
 from saccade.demo.checks import Check
 from saccade.swap import Report
+from saccade.testing import same_state, state_of, twin
 
-__all__ = ["LEVELS", "Variant", "restored", "state_of", "time_parts", "variants"]
+__all__ = ["LEVELS", "Variant", "restored", "time_parts", "variants"]
 
 LEVELS = ("stock", "lossless", "balanced", "aggressive")
 Run = Callable[[Any], torch.Tensor]
@@ -51,25 +50,6 @@ class Variant:
         return 0 if self.report is None else len(self.report.swapped)
 
 
-def state_of(model: nn.Module) -> dict[str, Any]:
-    """Every attribute of every module, and what its dicts hold: the objects themselves."""
-    found: dict[str, Any] = {}
-    for path, module in model.named_modules():
-        for name, value in vars(module).items():
-            found[f"{path}.{name}"] = value
-            if isinstance(value, dict):
-                found |= {f"{path}.{name}[{key!r}]": entry for key, entry in value.items()}
-    return found
-
-
-def _same(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
-    plain = (int, float, str, bool)
-    return list(before) == list(after) and all(
-        a is b or (type(a) is type(b) and isinstance(a, plain) and a == b)
-        for a, b in zip(before.values(), after.values(), strict=True)
-    )
-
-
 def variants(model: nn.Module, run: Run, *, step: int | None = None, **options: Any) -> list[Variant]:
     """A copy for each level, that has run once.
 
@@ -81,8 +61,7 @@ def variants(model: nn.Module, run: Run, *, step: int | None = None, **options: 
     """
     found = []
     for level in LEVELS:
-        shared = {id(t): t for t in itertools.chain(model.parameters(), model.buffers())}
-        one = copy.deepcopy(model, shared)
+        one = twin(model)
         variant = Variant(level, one, state_of(one))
         if level != "stock":
             variant.report = saccade.accelerate(one, level, **options)
@@ -160,7 +139,7 @@ def restored(name: str, found: Sequence[Variant], run: Run) -> Check:
     wrong = []
     for variant in found[1:]:
         saccade.restore(variant.model)
-        if not _same(variant.before, state_of(variant.model)):
+        if not same_state(variant.before, state_of(variant.model)):
             wrong.append(f"{variant.level} left attributes behind")
         elif not torch.equal(run(variant.model), found[0].out):
             wrong.append(f"{variant.level} left other bits behind")
