@@ -10,8 +10,6 @@ import torch
 pytest.importorskip("diffusers")
 
 import saccade
-from saccade.swap.diffusers import mochi as adapter
-from saccade.swap.tokens import Tokens
 from swap import models
 from swap import models_joint as joint
 
@@ -19,56 +17,6 @@ from swap import models_joint as joint
 @pytest.fixture(scope="module")
 def model() -> Any:
     return joint.mochi()
-
-
-def test_lossless(model):
-    models.check_lossless(model, joint.mochi_inputs(model), expect=4)
-
-
-def test_restore(model):
-    for recipe in ("lossless", "mochi-aggressive"):
-        models.check_restore(model, joint.mochi_inputs(model), recipe)
-
-
-def test_every_attention_is_reported(model):
-    joint.check_sites(model, {"time_embed.pooler"})
-
-
-def test_changed_source(model, monkeypatch):
-    joint.check_changed_source(
-        model,
-        adapter,
-        ("MochiAttnProcessor2_0.__call__", "MochiAttention.forward", "MochiRoPE.forward", "MochiRoPE._centers"),
-        monkeypatch,
-    )
-
-
-def test_stock_rule(model):
-    joint.check_stock_rule(model, joint.mochi_inputs(model))
-
-
-def test_dense_by_torch(model, monkeypatch):
-    joint.check_dense_by_torch(model, joint.mochi_inputs(model), monkeypatch)
-
-
-def test_sparse(model, monkeypatch):
-    joint.check_sparse(model, joint.mochi_inputs(model), Tokens((3, 8, 10), suffix=12), monkeypatch)
-
-
-def test_copies_have_their_own(model):
-    joint.check_copies(model, joint.mochi_inputs(model))
-
-
-def test_compiled(model):
-    joint.check_compiled(model, model.transformer_blocks[0], joint.mochi_inputs(model))
-
-
-def test_gradient_checkpointing(model):
-    joint.check_checkpointing(model, 3, joint.mochi_inputs(model))
-
-
-def test_lora(model):
-    joint.check_lora(model, joint.mochi_inputs(model))
 
 
 def test_padding_is_as_in_stock(model):

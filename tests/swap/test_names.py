@@ -22,18 +22,17 @@ def test_names_have_masks():
         assert ALL_MASK_ATTENTION_FUNCTIONS[name] is ALL_MASK_ATTENTION_FUNCTIONS["sdpa"]
 
 
+def tiny_text():
+    config = Qwen2Config(
+        vocab_size=64, hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+    )  # fmt: skip
+    return seeded(lambda: Qwen2ForCausalLM(config))
+
+
 @pytest.mark.parametrize("padding", (0, 5))
 def test_causal_text(padding):
     """GQA, causal, and with a padding mask, which must not be dropped."""
-    config = Qwen2Config(
-        vocab_size=64,
-        hidden_size=64,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-    )
-    model = seeded(lambda: Qwen2ForCausalLM(config))
+    model = tiny_text()
     ids = torch.randint(0, 64, (2, 80), generator=torch.Generator().manual_seed(0))
     mask = torch.ones_like(ids)
     mask[1, :padding] = 0
@@ -52,15 +51,7 @@ def test_causal_text(padding):
 
 def test_generation():
     """One query against a cache."""
-    config = Qwen2Config(
-        vocab_size=64,
-        hidden_size=64,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-    )
-    model = seeded(lambda: Qwen2ForCausalLM(config))
+    model = tiny_text()
     ids = torch.randint(0, 64, (1, 20), generator=torch.Generator().manual_seed(1))
     options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
     with torch.no_grad():
