@@ -221,8 +221,8 @@ class Context:
 class Attend:
     """How one site attends: by the first of its rules that is active.
 
-    `exact` is what "dense" runs. On a CPU Saccade's kernel was measured to be faster than torch's; on a GPU it has not been measured, so
-    there it is torch's.
+    "dense" runs Saccade's kernel on a CPU, where it was measured to be faster than torch's; on a GPU it has not been measured, so there it
+    runs torch's.
     """
 
     context: Context

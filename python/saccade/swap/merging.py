@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from saccade._arguments import number
 from saccade.merge.merge import merge
 from saccade.merge.modules import TokenMerger
+from saccade.merge.plan import MergePlan
 from saccade.merge.schedule import MergeSchedule, cut, share
 
 __all__ = ["Merging", "Sizes", "lacking", "merge_between", "schedule_of", "weighted_mean"]
@@ -105,7 +106,9 @@ class Merging:
             left -= out[-1]
         return out
 
-    def merge(self, x: Tensor, metric: Tensor, r: int, size: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    def merge(
+        self, x: Tensor, metric: Tensor, r: int, size: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None, MergePlan]:
         """Merge r tokens.
 
         Args:
@@ -115,11 +118,11 @@ class Merging:
             size: [B, N, 1] or None.
 
         Returns:
-            (rows [B, N - r, D], size [B, N - r, 1], the bias of each key [B, 1, N - r], or None where it is not proportional).
+            (rows [B, N - r, D], size [B, N - r, 1], the bias of each key [B, 1, N - r], or None where it is not proportional, the plan).
         """
-        plan = self.merger.match(metric, r=r)
+        plan = self.merger.match(metric.detach(), r=r)
         x, size, log_size = merge(x, plan, size, log_size=True, impl=self.merger.impl)
-        return x, size, log_size.transpose(1, 2) if self.proportional else None
+        return x, size, log_size.transpose(1, 2) if self.proportional else None, plan
 
     def change(self, tokens: int, width: int, mlp_ratio: float) -> str:
         """For a report: what `tokens` tokens of `width` channels become, and the share of the blocks' FLOPs that is left."""

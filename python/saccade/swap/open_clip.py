@@ -126,7 +126,7 @@ def _custom_block(
 def _merged(block: Any, x: Tensor, seen: Tensor, merging: Merging, r: int, sizes: Sizes) -> tuple[Tensor, Sizes]:
     size, bias = sizes
     if r:
-        x, size, bias = merging.merge(x, seen, r, size)
+        x, size, bias, _ = merging.merge(x, seen, r, size)
     return x + block.ls_2(block.mlp(block.ln_2(x))), (size, bias)
 
 

@@ -83,7 +83,7 @@ def block(
     out, k = self.attn(self.norm1(x), keys=True, bias=bias)
     x = x + self.drop_path1(self.ls1(out))
     if r:
-        x, size, bias = merging.merge(x, k, r, size)
+        x, size, bias, _ = merging.merge(x, k, r, size)
     x = x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
     return x, (size, bias)
 

@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 
 from saccade.merge import MergePlan, unmerge
-from saccade.merge.merge import merge
 from saccade.swap.merging import Merging
 from saccade.swap.recipe import Rule
 from saccade.swap.transformers._interface import Call, KeyBias
@@ -83,12 +82,11 @@ class Merged:
 def _merge(merging: Merging, x: Tensor, keys: Tensor, r: int, rows: Rows | None) -> tuple[Tensor, Rows | None]:
     if r == 0:
         return x, rows
-    plan = merging.merger.match(keys.detach(), r=r)
-    x, size, log_size = merge(x, plan, None if rows is None else rows.size, log_size=True, impl=merging.merger.impl)
+    x, size, bias, plan = merging.merge(x, keys, r, None if rows is None else rows.size)
     place = plan.inverse.long()
     if rows is not None:
         place = torch.where(rows.place >= 0, place.gather(1, rows.place.clamp(min=0)), -1)
-    return x, Rows(size, log_size.transpose(1, 2) if merging.proportional else None, place)
+    return x, Rows(size, bias, place)
 
 
 def _bias(rows: Rows | None) -> KeyBias:

@@ -51,10 +51,6 @@ class VisualTokens(Adapter):
     def __init__(self, family: str, roots: tuple[str, ...]) -> None:
         self.family, self.roots = family, roots
 
-    def tokens(self, grid: tuple[int, int, int] | None, text: int | None) -> Tokens:
-        """A clip of 8 steps of 18 x 18 tokens, as eight pairs of frames of 504 x 504 pixels give."""
-        return Tokens(grid or (8, 18, 18), suffix=64 if text is None else text)
-
     def sites(self, path: str, root: Any, tokens: Tokens) -> list[Site]:
         """The language model, for merging, and its attention, where no adapter of its own lists it."""
         name = ".".join(filter(None, (path, "language_model")))
